@@ -1,0 +1,1 @@
+"""Algorithms: one page each, both halves and their messages."""

@@ -1,0 +1,61 @@
+"""Baseline: every client trains alone from the common start; nothing but the news that it did travels."""
+
+from dataclasses import dataclass
+
+from fedloom.aggregate.rules import Sum
+from fedloom.contracts import Client, Federation, Message, Model, Needs
+from fedloom.params import Params
+
+
+@dataclass(frozen=True)
+class Start(Message):
+    """Downlink: where clients begin that have not trained yet."""
+
+    x: Params
+
+
+@dataclass(frozen=True)
+class Done(Message):
+    """Uplink."""
+
+    examples: int
+
+
+@dataclass(frozen=True)
+class State:
+    """The common start, and examples trained on by everybody together."""
+
+    x: Params
+    examples: float = 0.0
+
+
+@dataclass(frozen=True)
+class LocalOnly:
+    """No federation: what a client reaches by itself."""
+
+    needs: Needs = Needs()
+
+    def init(self, start: Params) -> State:
+        """Everybody begins at `start`."""
+        return State(start)
+
+    def round(self, s: State, fed: Federation) -> State:
+        """The cohort trains on."""
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Sum())
+        return State(s.x, s.examples + got.value.examples)
+
+    def model(self, s: State) -> None:
+        """There is no shared model."""
+        return
+
+    async def local(self, down: Start, client: Client) -> Done:
+        """One client: go on from where it was."""
+        y = client.state.get("y")
+        run = await client.descend(down.x if y is None else y)
+        client.state["y"] = run.y
+        return Done(run.examples)
+
+    async def personal(self, down: Model, client: Client) -> Params:
+        """Its own weights."""
+        y = client.state.get("y")
+        return down.x if y is None else y

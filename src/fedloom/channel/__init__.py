@@ -1,0 +1,1 @@
+"""The channel: what messages look like on a wire, and stages between client and rule."""

@@ -1,0 +1,73 @@
+"""What a client may ask of an engine, as plain values: the whole of what an engine needs to know.
+
+Examples are whatever the engine and its objective understand (`fedloom.data.encode.Encoded` for language models).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedloom.contracts import Correct, Penalty
+from fedloom.engine.config import OptimizerConfig
+from fedloom.params import Params
+
+
+@dataclass(frozen=True)
+class Descend:
+    """Local training from `start`: one batch and one learning rate for each step."""
+
+    start: Params
+    batches: Sequence[Sequence[Any]]
+    """Examples of each step."""
+    lrs: Sequence[float]
+    optimizer: OptimizerConfig
+    max_grad_norm: float | None
+    accumulate: int
+    seed: int
+    """Root of dropout's random numbers; a step's own are drawn from (seed, step)."""
+    label: str
+    """Who trains, for messages: `client-007, round 12`."""
+    train: Sequence[str] | None = None
+    correct: Correct | None = None
+    with_: Sequence[Tensor] = ()
+    penalty: Penalty | None = None
+    gradient: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Losses of one batch at several points."""
+
+    points: Sequence[Params]
+    examples: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The model's outputs at `x`."""
+
+    x: Params
+    examples: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Scores of examples at `x`; the engine may serve calls with one and the same `x` together."""
+
+    x: Params
+    examples: Sequence[Any]
+    metrics: tuple[str, ...]
+    batch_size: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Greedy continuations of prompts (token ids) at `x`."""
+
+    x: Params
+    prompts: Sequence[Sequence[int]]
+    batch_size: int
+    max_new_tokens: int

@@ -1,0 +1,43 @@
+"""The round loop, for any algorithm on any runtime: rounds, retries, commits.
+
+It knows neither models nor files; the experiment hangs evaluation and checkpoints on it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fedloom.contracts import Algorithm, TooFewReplies
+from fedloom.errors import RunStopped
+from fedloom.runtime.federation import Hub
+
+
+def one_round(algorithm: Algorithm[Any], state: Any, hub: Hub, retries: int) -> Any:
+    """The next state; a round with too few replies is tried again with a new cohort and leaves no trace.
+
+    Raises:
+        RunStopped: it failed once more than `retries` allows.
+    """
+    for attempt in range(retries + 1):
+        hub.attempt = attempt
+        try:
+            return algorithm.round(state, hub)
+        except TooFewReplies as few:
+            hub.rewind(hub.round)
+            problem = str(few)
+    raise RunStopped(f"round {hub.round + 1} failed {retries + 1} times: {problem}")
+
+
+def advance(
+    algorithm: Algorithm[Any],
+    state: Any,
+    hub: Hub,
+    rounds: int,
+    retries: int,
+    after: Callable[[Any], None] = lambda state: None,
+) -> Any:
+    """Rounds until `rounds` are behind us; `after` sees each new state (evaluation, checkpoint, commit)."""
+    while hub.round < rounds:
+        state = one_round(algorithm, state, hub, retries)
+        hub.round += 1
+        after(state)
+    return state

@@ -1,0 +1,1 @@
+"""Runtimes: where clients run. Algorithms see only `Federation` and `Client`."""

@@ -1,0 +1,152 @@
+"""Where clients run: takes dispatched tasks, drives the clients' coroutines on an engine, hands replies back.
+
+A simulation has one site in its own process; the loopback runtime has one in a second process; in deployment every
+organisation has its own. A site never sees the server's state.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedloom import rng
+from fedloom.channel.codec import size
+from fedloom.contracts import Client, ClientFailed, ClientId, Engine, Message, Missing, Profile, Stage, Summary
+from fedloom.engine.driver import drive
+from fedloom.runtime.client import ClientData, LocalClient, LocalPlan
+from fedloom.runtime.store import PendingState, Store
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """One task for one client."""
+
+    number: int
+    """Of the send it belongs to; with the client it keys the task's random numbers."""
+    round: int
+    """Rounds behind the server when it was sent."""
+    client: ClientId
+    task: str
+    down: Message
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back of a dispatch."""
+
+    dispatch: Dispatch
+    up: Message | None
+    missing: Missing | None
+    """Why there is no message."""
+    summary: Summary
+    bytes_up: int
+
+
+class Tasks:
+    """The coroutines a site can be asked for, by name, with the messages they take and give."""
+
+    def __init__(self, *owners: object) -> None:
+        self._tasks: dict[str, Callable[[Any, Client], Coroutine[Any, Any, Any]]] = {}
+        for owner in owners:
+            for name, method in inspect.getmembers(owner, inspect.iscoroutinefunction):
+                if not name.startswith("_") and name != "personal":
+                    if name in self._tasks:
+                        raise ValueError(f"two tasks are named {name}; rename one")
+                    self._tasks[name] = method
+
+    def name(self, task: Callable[..., Any]) -> str:
+        """The name a page's coroutine is sent under.
+
+        Raises:
+            ValueError: it is none of this run's tasks.
+        """
+        name = getattr(task, "__name__", "")
+        if name not in self._tasks or getattr(task, "__func__", None) is not getattr(self._tasks[name], "__func__", 0):
+            raise ValueError(f"{task!r} is not a task of this run; tasks: {', '.join(sorted(self._tasks))}")
+        return name
+
+    def get(self, name: str) -> Callable[[Any, Client], Coroutine[Any, Any, Any]]:
+        """The coroutine function of that name."""
+        if name not in self._tasks:
+            raise ValueError(f"task {name!r} is unknown here; tasks: {', '.join(sorted(self._tasks))}")
+        return self._tasks[name]
+
+    def messages(self, name: str) -> tuple[type, type]:
+        """The classes of the message down and the message up, from the coroutine's annotations."""
+        task = self.get(name)
+        hints = typing.get_type_hints(task)
+        down = next(iter(inspect.signature(task).parameters))
+        return hints[down], hints["return"]
+
+
+class Site:
+    """Runs tasks of many clients on one engine."""
+
+    def __init__(
+        self,
+        *,
+        tasks: Tasks,
+        engine: Engine,
+        store: Store,
+        profile: Callable[[ClientId], Profile],
+        data: Callable[[ClientId], ClientData],
+        plan: Callable[[ClientId], LocalPlan],
+        root: int,
+        window: int = 64,
+        stages: Sequence[Stage] = (),
+    ) -> None:
+        self.tasks, self.engine, self.store, self.root, self.window, self.stages = (
+            tasks, engine, store, root, window, tuple(stages),
+        )  # fmt: skip
+        self._profile, self._data, self._plan = profile, data, plan
+        self._pending: dict[ClientId, PendingState] = {}
+
+    def run(self, dispatches: Iterable[Dispatch]) -> Iterator[Reply]:
+        """Replies in the order of the dispatches; what a client wrote stays pending until `settle`."""
+        begun: dict[ClientId, tuple[Dispatch, LocalClient]] = {}
+
+        def jobs() -> Iterator[tuple[ClientId, Coroutine[Any, Any, Message]]]:
+            for dispatch in dispatches:
+                client = self._client(dispatch)
+                begun[dispatch.client] = dispatch, client
+                yield dispatch.client, self._task(dispatch, client)
+
+        for client_id, up in drive(jobs(), self.engine, self.window):
+            dispatch, client = begun.pop(client_id)
+            self._pending[client_id] = client.state
+            if isinstance(up, ClientFailed):
+                yield Reply(dispatch, None, up.missing, client.summary(), 0)
+            else:
+                yield Reply(dispatch, up, None, client.summary(), size(up))
+
+    def settle(self, client: ClientId, round: int, counted: bool) -> None:
+        """The server's word on a client's last reply: what it wrote is kept as of `round`, or never happened."""
+        state = self._pending.pop(client)
+        if counted:
+            self.store.keep(client, round, state)
+
+    def commit(self, round: int) -> None:
+        """The server's checkpoint of `round` is on disk."""
+        self.store.commit(round)
+
+    def rewind(self, round: int) -> None:
+        """Forget what clients wrote after `round`."""
+        self._pending.clear()
+        self.store.rewind(round)
+
+    def _client(self, dispatch: Dispatch) -> LocalClient:
+        return LocalClient(
+            profile=self._profile(dispatch.client),
+            data=self._data(dispatch.client),
+            state=self.store.open(dispatch.client),
+            plan=self._plan(dispatch.client),
+            round=dispatch.round,
+            root=rng.key(self.root, "client", dispatch.number, dispatch.client),
+        )
+
+    async def _task(self, dispatch: Dispatch, client: LocalClient) -> Message:
+        up = await self.tasks.get(dispatch.task)(dispatch.down, client)
+        for stage in self.stages:
+            up = await stage.outgoing(up, client)
+        return up

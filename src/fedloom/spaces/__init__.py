@@ -1,0 +1,1 @@
+"""Spaces: what is averaged when clients hold adapters."""

@@ -1,0 +1,233 @@
+"""A toy world for the seam: clients with least-squares problems, and an engine that advances many of them together.
+
+A client's rows are (h, b) with loss (h·w - b)² / 2. Everything is float64. A client's vector may be the weights
+themselves or LoRA factors of a square matrix (then w = vec(B A) is what meets the rows). "Dropout" zeroes entries of
+the gradient with numbers keyed by (seed, step), as an adapter's dropout does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedloom import rng
+from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Profile, Trained
+from fedloom.engine.config import LocalConfig, OptimizerConfig
+from fedloom.engine.requests import Descend, Evaluate, Logits, Probe
+from fedloom.events import Event
+from fedloom.params import Layout, Leaf
+from fedloom.runtime.client import LocalPlan
+from fedloom.runtime.federation import Hub, Link
+from fedloom.runtime.simulation import InProcess
+from fedloom.runtime.site import Site, Tasks
+from fedloom.runtime.store import InMemory, OnDisk, Store
+
+SIDE = 3
+SIZE = SIDE * SIDE
+PLAIN = Layout.of([Leaf("w", (SIZE,))])
+
+
+class Row(NamedTuple):
+    h: Tensor
+    b: Tensor
+
+
+def lora(rank: int) -> Layout:
+    """One LoRA pair of a SIDE x SIDE matrix."""
+    return Layout.of(
+        [
+            Leaf("w.A", (rank, SIDE), factor="A", module="w"),
+            Leaf("w.B", (SIDE, rank), factor="B", module="w"),
+        ]
+    )
+
+
+def weights(x: Tensor, layout: Layout) -> Tensor:
+    """The numbers that meet the rows, [SIZE]; differentiable."""
+    views = layout.views(x)
+    return x if layout == PLAIN else (views["w.B"] @ views["w.A"]).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One client's rows; the same for every split."""
+
+    rows: tuple[Row, ...]
+
+    def get(self, split: str) -> Sequence[Row]:
+        return self.rows
+
+
+def rows_of(client: ClientId, clients: int, seed: int = 3) -> Rows:
+    """Client i holds 6 + 2 i rows of its own problem; the server's worker holds everybody's."""
+    if client == HOME:
+        return Rows(sum((rows_of(i, clients, seed).rows for i in range(clients)), ()))
+    g = rng.generator(rng.key(seed, "problem"))
+    centre = torch.randn(SIZE, generator=g, dtype=torch.float64)
+    g = rng.generator(rng.key(seed, "rows", client))
+    own = centre + 0.3 * torch.randn(SIZE, generator=g, dtype=torch.float64)
+    h = torch.randn(6 + 2 * client, SIZE, generator=g, dtype=torch.float64)
+    return Rows(tuple(Row(row, row @ own) for row in h))
+
+
+@dataclass
+class _Job:
+    call: Call[Any]
+    w: Tensor
+    step: int = 0
+    losses: tuple[float, ...] = ()
+    examples: int = 0
+
+
+class QuadraticEngine:
+    """Advances every admitted training by one step at a time; at most `slots` at once."""
+
+    def __init__(self, slots: int, layouts: Any = lambda client: PLAIN, dropout: float = 0.2) -> None:
+        self.slots, self.layouts, self.dropout = slots, layouts, dropout
+        self.jobs: list[_Job] = []
+        self.together = 0  # the most clients ever advanced in one call
+
+    def room(self) -> int:
+        return self.slots - len(self.jobs)
+
+    def admit(self, call: Call[Any]) -> None:
+        assert len(self.jobs) < self.slots
+        start = call.request.start if isinstance(call.request, Descend) else torch.zeros(0)
+        self.jobs.append(_Job(call, start.clone()))
+
+    def abandon(self) -> None:
+        self.jobs = []
+
+    def advance(self) -> list[tuple[ClientId, Any]]:
+        self.together = max(self.together, len(self.jobs))
+        done = [(job.call.client, result) for job in self.jobs if (result := self._serve(job)) is not None]
+        gone = {client for client, _ in done}
+        self.jobs = [job for job in self.jobs if job.call.client not in gone]
+        return done
+
+    def _serve(self, job: _Job) -> Any:
+        layout, request = self.layouts(job.call.client), job.call.request
+        match request:
+            case Descend():
+                return self._step(job, layout, request)
+            case Probe():
+                return [float(loss(weights(p, layout), request.examples)) for p in request.points]
+            case Logits():
+                return torch.stack([row.h @ weights(request.x, layout) for row in request.examples])
+            case Evaluate():
+                return float(loss(weights(request.x, layout), request.examples))
+        raise AssertionError(request)
+
+    def _step(self, job: _Job, layout: Layout, request: Descend) -> Any:
+        k, batch = job.step, request.batches[job.step]
+        w = job.w.clone().requires_grad_()
+        value = loss(weights(w, layout), batch)
+        (g,) = torch.autograd.grad(value, w)
+        keep = torch.rand(len(g), generator=rng.generator(rng.key(request.seed, "mask", k))) >= self.dropout
+        g = g * keep
+        if request.correct is not None:
+            g = request.correct(g, job.w, *request.with_)
+        if request.max_grad_norm is not None:
+            g = g * min(1.0, request.max_grad_norm / (float(g.norm()) + 1e-6))
+        if not torch.isfinite(g).all():
+            return ClientFailed(f"loss is {value.item()} at step {k}", "nonfinite")
+        job.w, job.step = job.w - request.lrs[k] * g, k + 1
+        job.losses += (value.item(),)
+        job.examples += len(batch)
+        if job.step < len(request.batches):
+            return None
+        mean = sum(job.losses) / job.step
+        return Trained(job.w, job.step, sum(request.lrs[: job.step]), job.examples, job.examples, mean)
+
+
+def loss(w: Tensor, batch: Sequence[Row]) -> Tensor:
+    h, b = torch.stack([row.h for row in batch]), torch.stack([row.b for row in batch])
+    return (h @ w - b).square().mean() / 2
+
+
+@dataclass(frozen=True)
+class World:
+    """How a toy federation is set up; plain values, so that a second process can build the same."""
+
+    clients: int = 5
+    cohort: int = 4
+    slots: int = 3
+    window: int = 64
+    seed: int = 0
+    ranks: tuple[int, ...] = ()
+    unequal: bool = True
+    min_replies: int = 1
+    nan: int | None = None
+    """A client whose rows hold NaN."""
+    store: str | None = None
+    """Folder of the client states; None: memory."""
+
+    def layout(self, client: ClientId) -> Layout:
+        return lora(self.ranks[client] if client >= 0 else max(self.ranks)) if self.ranks else PLAIN
+
+    def profile(self, client: ClientId) -> Profile:
+        return Profile(client, f"client-{client}", self.layout(client), speed=1.0 / (1 + 0.7 * max(client, 0)))
+
+    def plan(self, client: ClientId) -> LocalPlan:
+        steps = 2 + client % 3 if self.unequal else 3
+        return LocalPlan(
+            LocalConfig(
+                steps=max(steps, 1), batch_size=4, lr=0.05, optimizer=OptimizerConfig(name="sgd"), max_grad_norm=None
+            ),
+            rounds=10,
+        )
+
+    def data(self, client: ClientId) -> Rows:
+        rows = rows_of(client, self.clients)
+        return Rows(tuple(Row(row.h * float("nan"), row.b) for row in rows.rows)) if client == self.nan else rows
+
+    def site(self, tasks: Tasks, stages: Sequence[Any] = ()) -> Site:
+        return Site(
+            tasks=tasks,
+            engine=QuadraticEngine(self.slots, self.layout),
+            store=Store(OnDisk(Path(self.store)) if self.store else InMemory()),
+            profile=self.profile,
+            data=self.data,
+            plan=self.plan,
+            root=self.seed,
+            window=self.window,
+            stages=stages,
+        )
+
+    def hub(
+        self,
+        algorithm: Any,
+        stages: Sequence[Any] = (),
+        wrap: Callable[[InProcess], Link] = lambda link: link,
+        events: Callable[[Event], None] = lambda event: None,
+    ) -> Hub:
+        """A federation in this process; `wrap` may put something between it and the clients."""
+        tasks = Tasks(algorithm)
+        link = wrap(InProcess(self.site(tasks, stages)))
+        return Hub(
+            link=link,
+            home=link,
+            events=events,
+            tasks=tasks,
+            clients=range(self.clients),
+            profile=self.profile,
+            cohort=self.cohort,
+            root=self.seed,
+            min_replies=self.min_replies,
+            stages=stages,
+        )
+
+    def start(self) -> Tensor:
+        """The vector everybody begins at."""
+        layout = self.layout(-1)
+        if not self.ranks:
+            return torch.zeros(SIZE, dtype=torch.float64)
+        return torch.randn(layout.size, generator=rng.generator(5), dtype=torch.float64) * 0.5
+
+    def total(self, x: Tensor) -> float:
+        """Mean loss over all clients of shared weights."""
+        w = weights(x, self.layout(-1))
+        return sum(float(loss(w, rows_of(i, self.clients).rows)) for i in range(self.clients)) / self.clients
