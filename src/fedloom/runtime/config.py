@@ -44,8 +44,8 @@ class RunConfig(Strict):
 class ClientOverride(Strict):
     """Settings of single clients that differ from `local`."""
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1)
-    lr: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1, description="In place of `local.steps`; null: the same.")
+    epochs: float | None = Field(None, gt=0, description="In place of `local.epochs`; null: the same.")
+    batch_size: int | None = Field(None, ge=1, description="In place of `local.batch_size`; null: the same.")
+    lr: float | None = Field(None, gt=0, description="In place of `local.lr`; null: the same.")
     speed: float = Field(1.0, gt=0, description="Relative speed in simulated time.")

@@ -29,7 +29,7 @@ from fedloom.contracts import (
     TooFewReplies,
     Weighted,
 )  # fmt: skip
-from fedloom.events import ClientTrained, Event, ReplyMissing
+from fedloom.events import ClientTrained, Event, ReplyMissing, RoundStarted
 from fedloom.runtime.site import Dispatch, Reply, Tasks
 
 
@@ -136,10 +136,15 @@ class Hub:
 
     def cohort(self) -> list[ClientId]:
         """This round's clients: drawn uniformly without replacement, sorted."""
-        order = rng.permutation(rng.key(self.root, "cohort", self.round, self.attempt), len(self.clients))
-        chosen = sorted(self.clients[i] for i in order[: self._cohort])
+        chosen = self.draw()
         self.last_cohort = tuple(chosen)
+        self.events(RoundStarted(self.round + 1, self.last_cohort, self.attempt))
         return chosen
+
+    def draw(self) -> list[ClientId]:
+        """The cohort of this round and attempt, whether or not it is asked."""
+        order = rng.permutation(rng.key(self.root, "cohort", self.round, self.attempt), len(self.clients))
+        return sorted(self.clients[i] for i in order[: self._cohort])
 
     def collect(
         self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules,

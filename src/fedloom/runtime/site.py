@@ -41,6 +41,7 @@ class Reply:
     """Why there is no message."""
     summary: Summary
     bytes_up: int
+    """Of the encoded message, without the envelope and framing of a transport."""
 
 
 class Tasks:

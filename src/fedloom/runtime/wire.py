@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import IO, Any
 
-from fedloom.channel.codec import Envelope, decode, encode, schema_of
+from fedloom.channel.codec import Envelope, decode, encode, schema_of, size
 from fedloom.contracts import Message, Missing, Summary
 from fedloom.runtime.federation import same
 from fedloom.runtime.site import Dispatch, Reply, Tasks
@@ -78,4 +78,4 @@ class Marshal:
             return Reply(dispatch, None, Missing(**head["missing"]), summary, 0)
         kind = self.tasks.messages(dispatch.task)[1]
         up: Message = decode(kind, data, self.envelope(kind, dispatch.round, dispatch.number, dispatch.client))
-        return Reply(dispatch, up, None, summary, len(data))
+        return Reply(dispatch, up, None, summary, size(up))

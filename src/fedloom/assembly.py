@@ -1,0 +1,227 @@
+"""From a configuration to the objects of a run. The second process of the loopback runtime uses the same half."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedloom.adapters.adapted import Adapted
+from fedloom.adapters.build import adapt
+from fedloom.algorithms import table
+from fedloom.config import Config, dump
+from fedloom.contracts import HOME, Algorithm, ClientId, Profile
+from fedloom.data.federated import ClientRows, FederatedData, build, build_rows
+from fedloom.data.rows import Row
+from fedloom.engine import optimizers
+from fedloom.engine.config import LocalConfig
+from fedloom.engine.reference import Reference
+from fedloom.errors import UserError, nearest
+from fedloom.evaluation import Evaluation
+from fedloom.events import Event
+from fedloom.models.load import Base, load_model, load_tokenizer
+from fedloom.models.load import fingerprint as base_fingerprint
+from fedloom.runtime.client import ClientData, LocalPlan, Split
+from fedloom.runtime.config import ClientOverride
+from fedloom.runtime.federation import Hub, Link
+from fedloom.runtime.loopback import SecondProcess
+from fedloom.runtime.simulation import InProcess
+from fedloom.runtime.site import Site, Tasks
+from fedloom.runtime.store import InMemory, OnDisk, Store
+from fedloom.runtime.wire import Marshal
+
+ENGINE = "reference (any model, one client at a time)"
+
+
+@dataclass(frozen=True)
+class HomeRows:
+    """What the server's own worker holds: all rows for a baseline that may move text, and the global test set."""
+
+    train: ClientRows | None
+    test: ClientRows | None
+
+    def get(self, split: Split) -> Sequence[Any]:
+        """The rows of a split; none where it holds none."""
+        source = self.train if split == "train" else self.test
+        return source.get(split) if source is not None else []
+
+
+class Parts:
+    """Everything that is built from a configuration, before a federation is put on it."""
+
+    def __init__(self, config: Config) -> None:
+        torch.set_num_threads(config.engine.threads)
+        optimizers.check(config.local.optimizer)
+        self.config = config
+        self.tokenizer = load_tokenizer(config.model)
+        self.data: FederatedData = build(config.data, config.partition, config.seed, self.tokenizer)
+        self.overrides = match_overrides(config.clients, [client.name for client in self.data.clients])
+        self.cohort = cohort_size(config.federation.cohort, len(self.data.clients))
+        self.base: Base = load_model(config.model, trained_whole=config.adapter.kind == "full")
+        _check_length(self.base, config.data.max_length)
+        self.base_fingerprint = base_fingerprint(self.base.module)
+        self.adapted: Adapted = adapt(self.base, config.adapter, config.seed)
+        self.algorithm: Algorithm[Any] = table.build(config.algorithm, config.aggregate)
+        self.evaluation = Evaluation(self.algorithm, config.evaluate)
+        self.tasks = Tasks(self.algorithm, self.evaluation)
+        self.everybody = self._global_rows()
+        self.home = HomeRows(self.data.pooled() if self.algorithm.needs.pooled_data else None, self.everybody)
+
+    def profile(self, client: ClientId) -> Profile:
+        """What the server knows of a client."""
+        if client == HOME:
+            return Profile(HOME, "server", self.adapted.layout)
+        return Profile(client, self.data.clients[client].name, self.adapted.layout, self._override(client).speed)
+
+    def rows(self, client: ClientId) -> ClientData:
+        """A client's rows."""
+        return self.home if client == HOME else self.data.clients[client]
+
+    def plan(self, client: ClientId) -> LocalPlan:
+        """How a client trains; the server's worker trains as much as a cohort together."""
+        c = self.config
+        local = self._home_local() if client == HOME else overridden(c.local, self._override(client))
+        return LocalPlan(local, c.federation.rounds, c.aggregate.weighting)
+
+    def site(self, store: Path | None) -> Site:
+        """The clients' side; `store` is the folder of their memories."""
+        engine = Reference(
+            self.adapted, self.tokenizer, self.data.encoder.stop_ids, self.config.model.gradient_checkpointing
+        )
+        return Site(
+            tasks=self.tasks,
+            engine=engine,
+            store=Store(OnDisk(store) if store else InMemory()),
+            profile=self.profile,
+            data=self.rows,
+            plan=self.plan,
+            root=self.config.seed,
+            window=self.config.runtime.window,
+        )
+
+    def marshal(self) -> Marshal:
+        """Messages of this run as bytes."""
+        return Marshal(self.tasks, self.adapted.layout.fingerprint, fingerprint(self.config))
+
+    def hub(self, store: Path | None, events: Callable[[Event], None]) -> Hub:
+        """The federation, on the runtime the recipe names."""
+        link: Link
+        if self.config.runtime.name == "loopback":
+            arguments = {"config": self.config.model_dump_json(), "store": str(store) if store else None}
+            link = SecondProcess("fedloom.assembly:worker_site", arguments, self.marshal())
+        else:
+            link = InProcess(self.site(store))
+        return Hub(
+            link=link,
+            home=link,
+            tasks=self.tasks,
+            clients=range(len(self.data.clients)),
+            profile=self.profile,
+            cohort=self.cohort,
+            root=self.config.seed,
+            min_replies=self.config.federation.min_replies,
+            events=events,
+        )
+
+    def _override(self, client: ClientId) -> ClientOverride:
+        return self.overrides.get(client, ClientOverride())
+
+    def _home_local(self) -> LocalConfig:
+        local = self.config.local
+        if local.epochs is not None:
+            return local.model_copy(update={"epochs": local.epochs * self.cohort / len(self.data.clients)})
+        return local.model_copy(update={"steps": (local.steps or 1) * self.cohort})
+
+    def _global_rows(self) -> ClientRows | None:
+        evaluate, rows = self.config.evaluate, list[Row]()
+        if evaluate.global_source is not None:
+            from fedloom.data.sources import load
+
+            data = self.config.data.model_copy(update={"source": evaluate.global_source, "limit": None})
+            rows += load(data, self.config.seed).rows
+        if evaluate.forgetting:
+            rows += base_skill_rows(self.config)
+        return build_rows(rows, self.data.encoder, "global") if rows else None
+
+
+def worker_site(config: str, store: str | None) -> tuple[Site, Marshal]:
+    """What the second process builds, from the recipe's text alone."""
+    parts = Parts(Config.model_validate_json(config))
+    return parts.site(Path(store) if store else None), parts.marshal()
+
+
+def fingerprint(config: Config) -> str:
+    """Sixteen hex digits over every setting that changes what is computed."""
+    text = dump(config.model_copy(update={"run": type(config.run)()}))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def cohort_size(cohort: int | str, clients: int) -> int:
+    """Clients asked in a round.
+
+    Raises:
+        UserError: more than there are.
+    """
+    if isinstance(cohort, str):
+        return max(1, round(clients * float(cohort.rstrip("%")) / 100))
+    if cohort > clients:
+        raise UserError(f"federation.cohort={cohort}, but there are {clients} clients; ask for at most that many")
+    return cohort
+
+
+def match_overrides(clients: dict[str, ClientOverride], names: Sequence[str]) -> dict[ClientId, ClientOverride]:
+    """Overrides by client number; a later entry wins where two name one client.
+
+    Raises:
+        UserError: an entry names no client.
+    """
+    found: dict[ClientId, ClientOverride] = {}
+    for key, override in clients.items():
+        first, dash, last = key.partition("-")
+        if key in names:
+            chosen = range(names.index(key), names.index(key) + 1)
+        elif key.isdigit():
+            chosen = range(int(key), int(key) + 1)
+        elif dash and first.isdigit() and last.isdigit():
+            chosen = range(int(first), int(last) + 1)
+        else:
+            raise UserError(f"clients.{key}: no client has this name.{nearest(key, names[:200])}")
+        if not chosen or chosen[-1] >= len(names):
+            raise UserError(f"clients.{key}: clients are numbered 0 to {len(names) - 1}")
+        found |= {
+            i: found.get(i, ClientOverride()).model_copy(update=override.model_dump(exclude_unset=True)) for i in chosen
+        }
+    return found
+
+
+def overridden(local: LocalConfig, override: ClientOverride) -> LocalConfig:
+    """`local` with a client's own settings; steps and epochs replace each other."""
+    changes = {k: v for k, v in override.model_dump(exclude={"speed"}).items() if v is not None}
+    if "steps" in changes:
+        changes["epochs"] = None
+    elif "epochs" in changes:
+        changes["steps"] = None
+    return local.model_copy(update=changes)
+
+
+def base_skill_rows(config: Config) -> list[Row]:
+    """A few rows of every skill the embedded model was made with, to see what tuning makes it forget.
+
+    Raises:
+        UserError: the recipe does not use the embedded data.
+    """
+    from fedloom.data import playground
+
+    if config.data.source != "playground":
+        raise UserError("evaluate.forgetting needs data.source=playground; use evaluate.global_source for other data")
+    made = playground.rows(tuple(playground.BASE), 4, "test", config.seed)
+    return [Row(r["instruction"], r["input"], r["output"], r["category"]) for r in made]
+
+
+def _check_length(base: Base, max_length: int) -> None:
+    if base.max_positions is not None and max_length > base.max_positions:
+        raise UserError(
+            f"data.max_length={max_length}, but {base.name} was built for {base.max_positions} tokens; lower it"
+        )

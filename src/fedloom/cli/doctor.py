@@ -1,0 +1,95 @@
+"""`fedloom doctor`: whether this machine can train, and with what."""
+
+import importlib.metadata
+import platform
+import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import typer
+
+LIBRARIES: Final = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "pydantic")
+_LITTLE_DISK: Final = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    state: Literal["ok", "note", "bad"]
+    text: str
+
+
+def doctor() -> None:
+    """Check the installation, the device and the disk."""
+    bad = False
+    for finding in examine():
+        typer.echo(textwrap.fill(finding.text, 79, initial_indent=f"{finding.state:<6}", subsequent_indent=" " * 6))
+        bad = bad or finding.state == "bad"
+    if bad:
+        raise typer.Exit(1)
+
+
+def examine() -> Iterator[Finding]:
+    """Everything worth knowing, quick things first."""
+    from fedloom import __version__
+
+    yield Finding("ok", f"fedloom {__version__}, python {platform.python_version()}, {platform.platform(terse=True)}")
+    yield from _versions()
+    yield from _devices()
+    free = shutil.disk_usage(Path.cwd()).free
+    state: Literal["ok", "note"] = "note" if free < _LITTLE_DISK else "ok"
+    yield Finding(state, f"{free / 2**30:.1f} GB free on the disk of {Path.cwd()}")
+    yield from _embedded_model()
+
+
+def _versions() -> Iterator[Finding]:
+    found, absent = [], []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(name)
+    yield Finding("ok", ", ".join(found))
+    for name in absent:
+        yield Finding("bad", f"{name} is missing; install fedloom again: pip install fedloom")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    from fedloom.models.load import fast_bfloat16, pick_device
+
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+            yield Finding("ok", f"cuda:{i} {torch.cuda.get_device_name(i)}, {memory:.0f} GB")
+    else:
+        yield Finding("note", "no CUDA device: models are trained on the CPU, small ones in minutes")
+    threads = torch.get_num_threads()
+    yield Finding("ok", f"cpu with {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}")
+    device = pick_device("auto")
+    bf16 = fast_bfloat16(device)
+    speed = (
+        f"fast on this {device.type}; model.dtype=auto uses it" if bf16 else "slow here; model.dtype=auto uses float32"
+    )
+    yield Finding("ok" if bf16 else "note", f"bfloat16 is {speed}")
+
+
+def _embedded_model() -> Iterator[Finding]:
+    """Load it, which tries torch, transformers and the package's own files together."""
+    from fedloom.errors import UserError
+    from fedloom.models.config import ModelConfig
+    from fedloom.models.load import load_model, load_tokenizer
+
+    config = ModelConfig()
+    try:
+        load_tokenizer(config)
+        base = load_model(config)
+    except (UserError, OSError, ImportError) as error:
+        yield Finding("bad", f"the embedded model `nano` does not load: {error}")
+    else:
+        yield Finding("ok", f"the embedded model `nano` loads ({base.parameters / 1e6:.1f} M numbers)")

@@ -1,0 +1,53 @@
+"""The program `fedloom`: every command in one table."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import typer
+
+from fedloom.cli import configuring, doctor, listing, results, rows, running
+from fedloom.cli.exits import guarded
+
+app = typer.Typer(
+    name="fedloom",
+    help="Federated fine-tuning of language models. Begin with: fedloom run quickstart",
+    epilog="Settings are given as key=value: fedloom run quickstart local.lr=1e-3 federation.rounds=20",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def version() -> None:
+    """Print the version."""
+    from fedloom import __version__
+
+    typer.echo(f"fedloom {__version__}")
+
+
+COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
+    "run": running.run,
+    "resume": running.resume,
+    "validate": configuring.validate,
+    "show": configuring.show,
+    "partition": rows.partition,
+    "recipes": configuring.recipes,
+    "copy": configuring.copy,
+    "list": listing.listing,
+    "report": results.report,
+    "chat": results.chat,
+    "export": results.export,
+    "doctor": doctor.doctor,
+    "version": version,
+}
+_SETTINGS: Final = {"ignore_unknown_options": True}
+"""For commands that take settings: an unknown --flag reaches us as an argument, and is answered with key=value."""
+
+for _name, _command in COMMANDS.items():
+    app.command(_name, context_settings=_SETTINGS if _name in configuring.FLAGS else None)(guarded(_command))
+
+
+def entry() -> None:
+    """Run the command line."""
+    app(prog_name="fedloom")

@@ -1,0 +1,91 @@
+"""The commands that train: run and resume."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedloom.cli.configuring import Overrides, RecipeArgument, loaded
+from fedloom.cli.exits import Interrupted, disk_full
+from fedloom.errors import RunStopped
+
+if TYPE_CHECKING:
+    from fedloom.events import Sink
+    from fedloom.experiment import Run
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and the result only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print every event as a line of JSON, nothing else.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the run folder at the end.")]
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    report: Report = True,
+) -> None:
+    """Train, as a recipe says.
+
+    Settings are changed with key=value: fedloom run quickstart federation.rounds=20 local.lr=1e-3
+    """
+    config = loaded("run", recipe, overrides)
+    from fedloom import experiment
+
+    _watched(lambda sinks: experiment.run(config, sinks), quiet, as_json, report)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an unfinished run.", show_default=False)],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    report: Report = True,
+) -> None:
+    """Continue a run from its last checkpoint, to the same result."""
+    from fedloom import experiment
+
+    _watched(lambda sinks: experiment.resume(run, sinks), quiet, as_json, report, folder=str(run))
+
+
+def _watched(
+    train: "Callable[[list[Sink]], Run]", quiet: bool, as_json: bool, report: bool, folder: str | None = None
+) -> None:
+    """Train with a view on it; afterwards the report and the result.
+
+    Raises:
+        Interrupted: Ctrl-C, or the run says it was interrupted.
+        RunStopped: the disk is full.
+    """
+    from rich.console import Console
+
+    from fedloom.cli.progress import Watch, view
+    from fedloom.cli.results import conclude
+
+    console = Console()
+    watch = Watch(folder, resumable=folder)
+    try:
+        with view(console, quiet, as_json) as seen:
+            done = train([watch, seen])
+        if done.status == "interrupted":
+            raise Interrupted(str(done.folder))
+        page = _page(done.folder) if report else None
+    except RunStopped as error:
+        if watch.resumable is None or "fedloom resume" in str(error):
+            raise
+        raise RunStopped(f"{error}\nContinue with: fedloom resume {watch.resumable}") from error
+    except KeyboardInterrupt as stop:
+        raise Interrupted(watch.resumable) from stop
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunStopped(disk_full(error, watch.resumable)) from error
+        raise
+    if not as_json:
+        conclude(console, done.folder, page)
+
+
+def _page(folder: Path) -> Path:
+    from fedloom.report import page
+
+    return page.write([folder])

@@ -1,0 +1,168 @@
+"""Every client's examples, encoded when they are first asked for.
+
+Reading and dealing happen at once, so that mistakes show before training; tokenising waits, so that 1,613 clients cost
+nothing at the start. A shelf of bounded size keeps what was encoded last.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from fedloom.data.config import DataConfig, PartitionConfig
+from fedloom.data.encode import Encoded, Encoder, dropped_of
+from fedloom.data.partition import holdings, plan
+from fedloom.data.rows import SPLITS, Row, Split
+from fedloom.data.sources import Table, load
+from fedloom.errors import UserError
+
+_SHELF_TOKENS: Final = 16_000_000
+_PROBED: Final = 16  # rows encoded at the start to see that the template works and something is left
+
+
+class Shelf:
+    """Keeps encoded examples until they hold more than `budget` tokens; the least recently used go first."""
+
+    def __init__(self, budget: int = _SHELF_TOKENS) -> None:
+        self._budget, self._tokens = budget, 0
+        self._kept: OrderedDict[tuple[str, Split], list[Encoded]] = OrderedDict()
+
+    def get(self, key: tuple[str, Split]) -> list[Encoded] | None:
+        """What is kept under the key, or None."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def put(self, key: tuple[str, Split], examples: list[Encoded]) -> None:
+        """Keep examples; the newest stay even where they alone are more than the budget."""
+        self._tokens += _tokens(examples) - _tokens(self._kept.get(key, ()))
+        self._kept[key] = examples
+        while self._tokens > self._budget and len(self._kept) > 1:
+            _, gone = self._kept.popitem(last=False)
+            self._tokens -= _tokens(gone)
+
+
+class ClientRows:
+    """One client's rows and, on demand, its examples.
+
+    Attributes:
+        name: the client's.
+        sizes: rows of each split before encoding.
+        dropped: examples left out by reason, over the splits encoded so far.
+    """
+
+    def __init__(
+        self, name: str, rows: Mapping[Split, Sequence[Row]], encoder: Encoder, shelf: Shelf | None = None
+    ) -> None:
+        self.name = name
+        self.sizes: dict[Split, int] = {split: len(rows.get(split, ())) for split in SPLITS}
+        self.dropped: dict[str, int] = {}
+        self._rows, self._encoder = rows, encoder
+        self._shelf = shelf if shelf is not None else Shelf()
+        self._counted: set[Split] = set()
+
+    def rows(self, split: Split) -> Sequence[Row]:
+        """The rows as they are in the source."""
+        return self._rows.get(split, ())
+
+    def get(self, split: Split) -> list[Encoded]:
+        """The split's examples in the order of its rows; those dropped are counted and not among them."""
+        kept = self._shelf.get((self.name, split))
+        if kept is None:
+            made = self._encoder.encode_all(self.rows(split))
+            kept = [one for one in made if isinstance(one, Encoded)]
+            if split not in self._counted:
+                self._counted.add(split)
+                self.dropped = dict(Counter(self.dropped) + dropped_of(made))
+            self._shelf.put((self.name, split), kept)
+        return kept
+
+
+class FederatedData:
+    """All clients of a run.
+
+    Attributes:
+        name: of the source.
+        clients: in the order of the partition.
+        notes: what a person should know about source and partition.
+        holdings: sizes and categories per client, for partition.json.
+        template_name: the template in use.
+        encoder: for rows that are no client's (`build_rows`).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        clients: list[ClientRows],
+        encoder: Encoder,
+        notes: tuple[str, ...],
+        holds: list[dict[str, Any]],
+    ) -> None:
+        self.name, self.clients, self.encoder, self.notes, self.holdings = name, clients, encoder, notes, holds
+        self.template_name = encoder.template_name
+        self._pooled: ClientRows | None = None
+
+    def pooled(self) -> ClientRows:
+        """All clients' rows as one client named `centralized`."""
+        if self._pooled is None:
+            rows = {split: [row for client in self.clients for row in client.rows(split)] for split in SPLITS}
+            self._pooled = ClientRows("centralized", rows, self.encoder)
+        return self._pooled
+
+    def dropped(self) -> dict[str, int]:
+        """Examples left out by reason, over everything encoded so far."""
+        parts: Iterable[ClientRows] = [*self.clients, *([self._pooled] if self._pooled is not None else [])]
+        return dict(sum((Counter(client.dropped) for client in parts), Counter[str]()))
+
+
+def build(data: DataConfig, partition: PartitionConfig, seed: int, tokenizer: Any) -> FederatedData:
+    """Read, deal and prepare the data of a run.
+
+    Args:
+        data: the section `data`.
+        partition: the section `partition`.
+        seed: root seed.
+        tokenizer: the model's, from transformers.
+
+    Raises:
+        UserError: the source, the partition or the template cannot work as asked.
+    """
+    table = load(data, seed)
+    encoder = Encoder(tokenizer, data, table.template)
+    encoder.check(table.rows)
+    dealt = plan(table, partition, data, seed)
+    _probe(table, encoder, [i for share in dealt.shares for i in share.train])
+    shelf = Shelf()
+    clients = [
+        ClientRows(
+            share.name, {split: [table.rows[i] for i in getattr(share, split)] for split in SPLITS}, encoder, shelf
+        )
+        for share in dealt.shares
+    ]
+    return FederatedData(table.name, clients, encoder, (*table.notes, *dealt.notes), holdings(table, dealt))
+
+
+def build_rows(rows: Sequence[Row], encoder: Encoder, name: str, split: Split = "test") -> ClientRows:
+    """Rows that belong to no client, such as a global test set, under one split."""
+    encoder.check(rows)
+    return ClientRows(name, {split: rows}, encoder)
+
+
+def _tokens(examples: Iterable[Encoded]) -> int:
+    return sum(len(one.ids) for one in examples)
+
+
+def _probe(table: Table, encoder: Encoder, train: Sequence[int]) -> None:
+    """Encode a few train rows, spread over the table.
+
+    Raises:
+        UserError: the template refuses them, or none of them is left.
+    """
+    step = max(1, len(train) // _PROBED)
+    made = encoder.encode_all([table.rows[i] for i in train[::step]])
+    if made and all(isinstance(one, str) for one in made):
+        why = ", ".join(f"{count} {reason}" for reason, count in dropped_of(made).items())
+        raise UserError(
+            f"{table.name}: none of {len(made)} rows tried can be trained on ({why}; data.max_length="
+            f"{encoder.max_length}, template {encoder.template_name}); raise data.max_length or set data.overlong=cut"
+        )

@@ -1,0 +1,32 @@
+"""One example of a data set: an instruction with its answer, or a conversation."""
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    """system, user, assistant, or another role the tokenizer's chat template knows."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example; texts are as in the source, without any template."""
+
+    instruction: str
+    input: str
+    """Further context of the instruction; empty where there is none."""
+    output: str
+    """The answer to learn; of a conversation, the last assistant turn."""
+    category: str | None = None
+    client: str | None = None
+    """Who the row belongs to, where the source says so."""
+    messages: tuple[Turn, ...] = ()
+    """The whole conversation, ending with an assistant turn; empty for rows made of instruction and output."""

@@ -1,0 +1,63 @@
+"""Torch optimisers by name."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedloom.engine.config import OptimizerConfig
+from fedloom.errors import UserError, nearest
+
+REFUSED = {"lbfgs": "it needs to evaluate the loss several times a step", "sparseadam": "gradients here are dense"}
+
+
+def names() -> dict[str, type[torch.optim.Optimizer]]:
+    """Every optimiser of torch.optim by its lower-case name."""
+    found = {}
+    for name, kind in vars(torch.optim).items():
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer:
+            found[name.lower()] = kind
+    return {name: kind for name, kind in found.items() if name not in REFUSED}
+
+
+def check(config: OptimizerConfig) -> None:
+    """Whether torch has it and takes its arguments.
+
+    Raises:
+        UserError: it does not.
+    """
+    make(config, [nn.Parameter(torch.zeros(2, 2))], 1e-3)
+
+
+def make(config: OptimizerConfig, tensors: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """A fresh optimiser over these tensors.
+
+    Raises:
+        UserError: unknown, unsuitable, or arguments it does not take.
+    """
+    known, name = names(), config.name.lower()
+    if name not in known:
+        why = REFUSED.get(name)
+        raise UserError(
+            f"local.optimizer.name={config.name}: " + (why or f"torch.optim has none.{nearest(name, known)}")
+        )
+    takes = inspect.signature(known[name]).parameters
+    arguments: dict[str, Any] = {"lr": lr, **config.args}
+    if "weight_decay" in takes:
+        arguments["weight_decay"] = config.weight_decay
+    elif config.weight_decay:
+        raise UserError(f"local.optimizer: {config.name} has no weight_decay")
+    unknown = sorted(set(config.args) - set(takes))
+    if unknown:
+        raise UserError(
+            f"local.optimizer.args: {config.name} does not take {', '.join(unknown)} (it takes {[*takes][1:]})"
+        )
+    if "fused" in takes and "fused" not in config.args and tensors[0].is_floating_point():
+        arguments["fused"] = True  # one pass over memory; the same numbers
+    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
+    try:
+        return known[name](list(tensors), **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"local.optimizer: torch refuses these settings of {config.name}: {error}") from None

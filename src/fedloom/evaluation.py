@@ -1,0 +1,129 @@
+"""Evaluation while training: every client scores what it would use itself on rows of its own; only scores travel.
+
+Evaluation is a task like any other: it runs where the rows are, in every runtime. A set that belongs to nobody
+(`evaluate.global_source`) is scored by the server's own worker.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedloom import rng
+from fedloom.aggregate.rules import Gather
+from fedloom.contracts import Algorithm, Client, ClientId, Message, Model
+from fedloom.events import Evaluated, Event
+from fedloom.metrics.config import EvaluateConfig
+from fedloom.metrics.scores import Scores
+from fedloom.metrics.summary import pooled, summarise
+from fedloom.params import Params
+from fedloom.runtime.client import LocalClient
+from fedloom.runtime.federation import Hub
+
+GLOBAL = "global"
+
+
+@dataclass(frozen=True)
+class Scored(Message):
+    """What a client found."""
+
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Own(Message):
+    """A client's own model, for exports of a simulation."""
+
+    x: Params
+
+
+class Evaluation:
+    """The client's half: tasks that stand beside the algorithm's."""
+
+    def __init__(self, algorithm: Algorithm[Any], config: EvaluateConfig) -> None:
+        self.algorithm, self.config = algorithm, config
+
+    async def score(self, down: Model, client: Client) -> Scored:
+        """Score what this client would use, on its own rows."""
+        return Scored(await self._evaluate(client, await self.algorithm.personal(down, client), self.config.split))
+
+    async def score_global(self, down: Model, client: Client) -> Scored:
+        """Score the shared model on rows of nobody; runs on the server's own worker."""
+        return Scored(await self._evaluate(client, down.x, "test"))
+
+    async def own(self, down: Model, client: Client) -> Own:
+        """Hand over what this client would use."""
+        return Own(await self.algorithm.personal(down, client))
+
+    async def _evaluate(self, client: Client, x: Params, split: Any) -> Scores:
+        assert isinstance(client, LocalClient)
+        c = self.config
+        scores: Scores = await client.evaluate(
+            x, split, tuple(c.metrics), c.rows_per_client, c.batch_size, c.max_new_tokens
+        )
+        return scores
+
+
+class Evaluator:
+    """The server's half: whom to ask, and the summary."""
+
+    def __init__(
+        self, tasks: Evaluation, hub: Hub, events: Callable[[Event], None], seed: int, clients: bool, everybody: bool
+    ) -> None:
+        """Prepare.
+
+        Args:
+            tasks: the client's half.
+            hub: the federation.
+            events: where `Evaluated` goes.
+            seed: root seed, for a fixed sample of clients.
+            clients: some client has rows to score.
+            everybody: there is a global set too.
+        """
+        self.tasks, self.hub, self.events, self.seed = tasks, hub, events, seed
+        self.clients, self.everybody = clients, everybody
+
+    def due(self, round: int, rounds: int) -> bool:
+        """Whether there is an evaluation after this round (0: before the first)."""
+        every = self.tasks.config.every
+        return round in (0, rounds) or (every > 0 and round % every == 0)
+
+    def __call__(self, x: Params, shared: bool) -> dict[str, float]:
+        """Score; the summary over clients (empty when nobody has rows).
+
+        Args:
+            x: the shared model, or where everybody began.
+            shared: whether it is a model of the run's, so that a global score means something.
+        """
+        names = self.tasks.config.metrics
+        summary: dict[str, float] = {}
+        if self.clients:
+            begun = time.perf_counter()
+            found = self._ask(self.tasks.score, x, self._whom())
+            summary = summarise(found, names)
+            rows = {name: scores.row(names) for name, scores in found.items() if scores.examples}
+            self._tell(self.tasks.config.split, summary, rows, begun)
+        if self.everybody and shared and self.hub.home is not None:
+            begun = time.perf_counter()
+            found = self._ask(self.tasks.score_global, x, [self.hub.home])
+            self._tell(GLOBAL, pooled(found.values()).metrics(names), {}, begun)
+        return summary
+
+    def _ask(self, task: Any, x: Params, to: Sequence[ClientId]) -> dict[str, Scores]:
+        down = Model(x)
+        got = self.hub.collect(task, lambda _: down, to, Gather(), quorum=0)
+        scores = [value for value, _ in got.value.scores] if got.clients else []
+        return {self.hub.profile(i).name: s for i, s in zip(got.clients, scores, strict=True)}
+
+    def _tell(self, split: str, metrics: dict[str, float], clients: dict[str, dict[str, float]], begun: float) -> None:
+        self.events(Evaluated(self.hub.round, split, metrics, clients, time.perf_counter() - begun))
+
+    def _whom(self) -> list[ClientId]:
+        match self.tasks.config.clients:
+            case "all":
+                return list(self.hub.clients)
+            case "cohort":
+                return list(self.hub.last_cohort) or self.hub.draw()
+            case count:
+                order = rng.permutation(rng.key(self.seed, "evaluated clients"), len(self.hub.clients))
+                return sorted(self.hub.clients[i] for i in order[:count])

@@ -1,0 +1,311 @@
+"""A run from beginning to end: folder, rounds, evaluation, checkpoints, the final adapter; and its resumption.
+
+After every round: evaluation if due, best and early stopping, checkpoint if due, and only then are the clients told
+that what they wrote is safe. Whatever kills a run, `resume` goes on from the last checkpoint to the same bits.
+"""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fedloom
+from fedloom import atomic, checkpoint, recorder
+from fedloom.adapters import build as adapters
+from fedloom.aggregate.rules import Gather
+from fedloom.assembly import Parts, fingerprint
+from fedloom.checkpoint import Checkpoint, Progress
+from fedloom.config import Config, dump, load
+from fedloom.contracts import Model
+from fedloom.engine.schedule import round_rate
+from fedloom.errors import UserError
+from fedloom.evaluation import Evaluator
+from fedloom.events import (
+    BestModel,
+    CheckpointSaved,
+    EarlyStopped,
+    Events,
+    JsonLines,
+    Noted,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+    Sink,
+)  # fmt: skip
+from fedloom.folder import FORMAT, RunFolder
+from fedloom.metrics.summary import better
+from fedloom.models.load import location
+from fedloom.params import Params
+from fedloom.recorder import Recorder
+from fedloom.rounds import one_round
+from fedloom.runtime.federation import Traffic
+
+ENGINE = "reference (any model, one client at a time)"
+PERSONAL_EXPORTS = 100
+"""Private models are written as adapter folders up to this many clients."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended."""
+
+    folder: Path
+    status: str
+    """finished or early_stopped."""
+    metrics: dict[str, float]
+    """The last evaluation's summary."""
+
+
+def run(config: Config, sinks: Sequence[Sink] = ()) -> Run:
+    """Train as the configuration says.
+
+    Args:
+        config: a whole configuration (`fedloom.config.load`).
+        sinks: called with every event.
+
+    Raises:
+        UserError: something in the configuration cannot work here.
+        RunStopped: the run ended early, resumable.
+    """
+    threads = torch.get_num_threads()
+    try:
+        parts = Parts(config)
+        folder = RunFolder.create(Path(config.run.folder), config.run.name, fingerprint(config), datetime.now())
+        _describe(folder.path, parts)
+        return _Session(parts, folder.path, sinks, None).go()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def resume(path: Path, sinks: Sequence[Sink] = ()) -> Run:
+    """Continue a run from its last checkpoint, to the bits it would have had unbroken.
+
+    Raises:
+        UserError: no run folder, a finished run, or one this version cannot continue.
+    """
+    folder = RunFolder(path)
+    if folder.status in ("finished", "early_stopped"):
+        raise UserError(f"{path} is {folder.status.replace('_', ' ')}; there is nothing to resume")
+    written = folder.env().get("fedloom")
+    if written != fedloom.__version__:
+        raise UserError(
+            f"{path} was begun by fedloom {written}, this is {fedloom.__version__}; resume it with that one"
+        )
+    threads = torch.get_num_threads()
+    try:
+        config = load(path / "config.yaml")
+        parts = Parts(config)
+        if fingerprint(config) != folder.env().get("config"):
+            raise UserError(f"{path / 'config.yaml'} was changed since the run began; put it back to resume")
+        if parts.base_fingerprint != folder.env().get("base"):
+            raise UserError(f"the base model {config.model.name} is not the one {path} was begun with; put it back")
+        found = checkpoint.found(path / "checkpoints")
+        if not found:
+            raise UserError(f"{path} has no checkpoint: it ended before the first. Start it anew with fedloom run")
+        kind = type(parts.algorithm.init(parts.adapted.start))
+        return _Session(parts, path, sinks, checkpoint.load(found[-1], kind)).go()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Session:
+    """One process's part of a run."""
+
+    def __init__(self, parts: Parts, path: Path, sinks: Sequence[Sink], saved: Checkpoint | None) -> None:
+        self.parts, self.config, self.path = parts, parts.config, path
+        self.saved = saved
+        if saved is not None:
+            recorder.rewind(path, saved.progress.round)
+        self.recorder = Recorder(path, self.config.evaluate.metrics)
+        self.log = JsonLines(path / "events.jsonl")
+        self.events = Events([self.log, self.recorder, *sinks])
+        self.hub = parts.hub(path / "clients", self.events)
+        self.evaluator = Evaluator(
+            parts.evaluation, self.hub, self.events, self.config.seed, self._scored_rows(), parts.everybody is not None
+        )
+        self.progress = saved.progress if saved is not None else Progress()
+        self.metrics: dict[str, float] = {}
+        self.begun = time.perf_counter()
+
+    def go(self) -> Run:
+        """All rounds that are left."""
+        try:
+            state = self._begin()
+            state = self._rounds(state)
+            return self._end(state)
+        except KeyboardInterrupt:
+            self._finished("interrupted")
+            raise
+        finally:
+            self.hub.close()
+            self.recorder.close()
+            self.log.close()
+
+    # -- the parts of a session
+
+    def _begin(self) -> Any:
+        config, parts = self.config, self.parts
+        self.events(
+            RunStarted(
+                config.run.name, str(self.path), config.algorithm.name, config.model.name, ENGINE,
+                str(parts.base.device), str(parts.base.dtype).removeprefix("torch."), parts.base.parameters,
+                parts.adapted.layout.size, len(parts.data.clients), parts.cohort, config.federation.rounds,
+                self.progress.round,
+            )
+        )  # fmt: skip
+        for note in parts.data.notes:
+            self.events(Noted(note))
+        if self.saved is not None:
+            self.hub.round = self.progress.round
+            self.hub.restore(self.saved.federation)
+            self.hub.commit(self.hub.round)
+            self.hub.rewind(self.hub.round)
+            return self.saved.state
+        state = parts.algorithm.init(parts.adapted.start)
+        if not (self.evaluator.clients or self.evaluator.everybody):
+            self.events(Noted("no client has rows to score, so nothing is evaluated (data.test)", "warning"))
+        self._evaluate(state)
+        self._checkpoint(state)
+        return state
+
+    def _rounds(self, state: Any) -> Any:
+        federation = self.config.federation
+        while self.hub.round < federation.rounds and not self.progress.stopped:
+            begun = time.perf_counter()
+            self.hub.traffic = Traffic()
+            state = one_round(self.parts.algorithm, state, self.hub, federation.retries)
+            self.hub.round += 1
+            self.progress = dataclasses.replace(self.progress, round=self.hub.round)
+            self._round_finished(time.perf_counter() - begun)
+            if self.evaluator.due(self.hub.round, federation.rounds):
+                self._evaluate(state)
+            last = self.hub.round == federation.rounds or self.progress.stopped
+            if last or self.hub.round % self.config.checkpoint.every == 0:
+                self._checkpoint(state)
+        return state
+
+    def _end(self, state: Any) -> Run:
+        dropped = self.parts.data.dropped()
+        if dropped:
+            self.events(Noted("left out: " + ", ".join(f"{n} x {why}" for why, n in sorted(dropped.items()))))
+        self._export(state)
+        status = "early_stopped" if self.progress.stopped else "finished"
+        self._finished(status)
+        return Run(self.path, status, self.metrics or _last_metrics(self.path))
+
+    # -- what happens after a round
+
+    def _round_finished(self, seconds: float) -> None:
+        t, c = self.hub.traffic, self.config
+        loss = t.loss_sum / t.loss_examples if t.loss_examples else None
+        lr = round_rate(c.local.schedule, c.local.lr, self.hub.round - 1, c.federation.rounds)
+        self.events(
+            RoundFinished(
+                self.hub.round, t.counted, t.missing, loss, t.examples, t.tokens, t.steps, t.skipped, lr,
+                t.bytes_down, t.bytes_up, seconds,
+            )
+        )  # fmt: skip
+
+    def _evaluate(self, state: Any) -> None:
+        shared = self.parts.algorithm.model(state)
+        x = self.parts.adapted.start if shared is None else shared
+        summary = self.evaluator(x, shared is not None)
+        if summary:
+            self.metrics = summary
+            self._judge(summary, shared)
+
+    def _judge(self, summary: dict[str, float], shared: Params | None) -> None:
+        """Best model and early stopping."""
+        evaluate, now = self.config.evaluate, self.progress
+        value = summary.get(evaluate.best)
+        if value is not None and better(evaluate.best, value, now.best_value):
+            now = dataclasses.replace(now, best_round=self.hub.round, best_value=value)
+            if shared is not None:
+                self._save(shared, self.path / "checkpoints" / "best")
+            self.events(BestModel(self.hub.round, evaluate.best, value))
+        stop = evaluate.early_stop
+        if stop is not None and stop.metric in summary:
+            if better(stop.metric, summary[stop.metric], now.stop_best, stop.min_delta):
+                now = dataclasses.replace(now, stop_best=summary[stop.metric], stop_count=0)
+            else:
+                now = dataclasses.replace(now, stop_count=now.stop_count + 1)
+            if now.stop_count >= stop.patience:
+                now = dataclasses.replace(now, stopped=True)
+                self.events(EarlyStopped(self.hub.round, stop.metric, stop.patience))
+        self.progress = now
+
+    def _checkpoint(self, state: Any) -> None:
+        begun = time.perf_counter()
+        saved = Checkpoint(self.progress, state, self.hub.snapshot())
+        path = checkpoint.save(self.path / "checkpoints", saved, self.config.checkpoint.keep)
+        self.hub.commit(self.hub.round)
+        self.events(CheckpointSaved(self.hub.round, str(path), time.perf_counter() - begun))
+
+    def _export(self, state: Any) -> None:
+        """The shared model, or every client's own, as adapter folders."""
+        shared = self.parts.algorithm.model(state)
+        if shared is not None:
+            self._save(shared, self.path / "adapters" / "final")
+            return
+        count = len(self.hub.clients)
+        if count > PERSONAL_EXPORTS:
+            self.events(Noted(f"{count} private models are not written as folders; they are in clients/", "warning"))
+            return
+        down = Model(self.parts.adapted.start)
+        got = self.hub.collect(self.parts.evaluation.own, lambda _: down, list(self.hub.clients), Gather(), quorum=0)
+        for client, (x, _) in zip(got.clients, got.value.x if got.clients else [], strict=True):
+            self._save(x, self.path / "adapters" / "clients" / self.hub.profile(client).name)
+
+    def _save(self, x: Params, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.folder(path) as aside:
+            adapters.save(self.parts.adapted, self.config.adapter, x, location(self.config.model.name), aside)
+
+    def _finished(self, status: str) -> None:
+        self.events(RunFinished(self.hub.round, time.perf_counter() - self.begun, status))
+
+    def _scored_rows(self) -> bool:
+        return any(client.sizes[self.config.evaluate.split] for client in self.parts.data.clients)
+
+
+def _describe(path: Path, parts: Parts) -> None:
+    """Write what a run folder says of itself before the first round."""
+    import peft
+    import transformers
+
+    env = {
+        "format": FORMAT,
+        "fedloom": fedloom.__version__,
+        "config": fingerprint(parts.config),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "platform": platform.platform(),
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "device": str(parts.base.device),
+        "dtype": str(parts.base.dtype).removeprefix("torch."),
+        "engine": ENGINE,
+        "threads": torch.get_num_threads(),
+        "template": parts.data.template_name,
+        "adapted": len(parts.adapted.layout.leaves),
+        "base": parts.base_fingerprint,
+        "layout": parts.adapted.layout.fingerprint,
+    }
+    atomic.write_text(path / "partition.json", json.dumps({"clients": parts.data.holdings}))
+    atomic.write_text(path / "env.json", json.dumps(env, indent=1))
+    atomic.write_text(path / "config.yaml", dump(parts.config))
+
+
+def _last_metrics(path: Path) -> dict[str, float]:
+    rows = [row for row in RunFolder(path).metrics() if row["split"] != "global"]
+    last = rows[-1] if rows else {}
+    return {k: float(v) for k, v in last.items() if isinstance(v, int | float) and k not in ("round", "seconds")}

@@ -1,0 +1,1 @@
+"""Metrics: scores of answers and losses, and their summaries over clients."""

@@ -1,0 +1,23 @@
+"""Which model is tuned and in which number format it is held."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedloom.settings import Strict
+
+
+class ModelConfig(Strict):
+    """The frozen base model."""
+
+    name: str = Field(
+        "nano", description="`nano` (embedded), a folder in Hugging Face layout, or a Hugging Face model id."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model id.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Format of the frozen weights. auto: bfloat16 where that is fast, else float32."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )

@@ -1,0 +1,203 @@
+"""Loading a base model and its tokenizer, by role and with words for what can go wrong.
+
+Dropout inside the base is switched off: it draws from a global generator, and a frozen base gains nothing from it.
+"""
+
+import hashlib
+import inspect
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedloom.errors import UserError
+from fedloom.models.config import ModelConfig
+
+NANO = Path(__file__).parent / "nano"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model."""
+
+    module: nn.Module
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    parameters: int
+    max_positions: int | None
+    """Longest text it was built for, in tokens, where its configuration says so."""
+
+
+def location(name: str) -> str:
+    """A folder, or a Hugging Face model id."""
+    return str(NANO) if name == "nano" else name
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    from transformers import AutoTokenizer
+
+    where = location(config.name)
+    _check_folder(where)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.name={config.name}: its tokenizer cannot be loaded: {_short(error)}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only fills the space behind texts, which is masked
+    return tokenizer
+
+
+def load_model(config: ModelConfig, trained_whole: bool = False) -> Base:
+    """The causal language model, in evaluation mode, without gradients.
+
+    Args:
+        config: the section `model`.
+        trained_whole: every parameter will be trained, so `auto` means float32.
+
+    Raises:
+        UserError: the folder is incomplete, the id cannot be reached, the device is not there.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    where = location(config.name)
+    _check_folder(where)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device, trained_whole)
+    try:
+        settings = AutoConfig.from_pretrained(where, revision=config.revision)
+        without_dropout(settings)
+        module, found = AutoModelForCausalLM.from_pretrained(
+            where, revision=config.revision, config=settings, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"model.name={config.name}: the model cannot be loaded: {_short(error)}") from None
+    absent = sorted(found["missing_keys"])
+    if absent:
+        raise UserError(
+            f"model.name={config.name}: {len(absent)} tensors are not in its files ({', '.join(absent[:3])} ...); "
+            "they would be random numbers. Get the whole model, or one for causal language modelling"
+        )
+    module = module.to(device).eval().requires_grad_(False)
+    module.config.use_cache = False
+    return Base(
+        module,
+        config.name,
+        device,
+        dtype,
+        sum(p.numel() for p in module.parameters()),
+        getattr(settings, "max_position_embeddings", None),
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings libraries raise about each other's names, which no user of ours can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a recipe names.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"model.device={name} is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(
+            f"model.device={name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "use device=cpu, or install a torch built for your GPU"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"model.device={name}: only cpu and cuda are supported")
+    return device
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def pick_dtype(name: str, device: torch.device, trained_whole: bool) -> torch.dtype:
+    """The base's number format."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    return torch.bfloat16 if fast_bfloat16(device) and not trained_whole else torch.float32
+
+
+def without_dropout(settings: Any) -> None:
+    """Set every dropout rate of a model configuration to zero, in place."""
+    for part in [settings, *(v for v in vars(settings).values() if hasattr(v, "to_dict"))]:
+        for key, value in list(vars(part).items()):
+            if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "_drop"))):
+                setattr(part, key, 0.0)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Sixteen hex digits over the names, shapes and 64 values of every tensor: enough to tell two models apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)].float().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def takes(module: nn.Module, argument: str) -> bool:
+    """Whether the model's forward has this argument."""
+    return argument in inspect.signature(module.forward).parameters
+
+
+def _check_folder(where: str) -> None:
+    """A folder must look like a model before a library is asked, whose words would be about something else."""
+    path = Path(where).expanduser()
+    if not path.exists():
+        if where.startswith((".", "/", "~")) or where.count("/") != 1:
+            raise UserError(f"model.name={where}: there is no such folder, and it is no Hugging Face id (owner/name)")
+        return
+    if not path.is_dir():
+        raise UserError(f"model.name={where} is a file; give the folder that holds config.json")
+    present = {p.name for p in path.iterdir()}
+    lacking = [n for n in ("config.json",) if n not in present]
+    if not any(n.endswith((".safetensors", ".safetensors.index.json")) for n in present):
+        lacking.append("*.safetensors")
+    if not present & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"}:
+        lacking.append("tokenizer.json")
+    if lacking:
+        raise UserError(
+            f"model folder {where} is incomplete: {', '.join(lacking)} missing (found {len(present)} files)"
+        )
+    for index in path.glob("*.safetensors.index.json"):
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        if named - present:
+            raise UserError(f"model folder {where} is incomplete: {', '.join(sorted(named - present)[:3])} missing")
+
+
+def _short(error: Exception) -> str:
+    """The first lines of a library's message."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
