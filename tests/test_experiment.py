@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from fedloom import experiment
+from fedloom.aggregate.server import ServerSgd
+from fedloom.algorithms.fedavg import FedAvg
 from fedloom.config import Config, load
+from fedloom.contracts import Needs
 from fedloom.errors import RunStopped, UserError
 from fedloom.events import ClientTrained, EarlyStopped, Evaluated, Event, ReplyMissing, RoundFinished
 from fedloom.folder import RunFolder
+from fedloom.spaces.factors import Factors
 
 TINY = [
     "data.playground.rows=8", "data.playground.test_rows=2", "local.steps=2", "local.batch_size=4", "adapter.rank=2",
@@ -100,6 +105,48 @@ def test_killed_between_last_checkpoint_and_export_still_ends_well(tmp_path: Pat
     )  # type: ignore[union-attr]
     whole = experiment.run(config(tmp_path / "whole"))
     same(experiment.resume(folder).folder, whole.folder)
+
+
+def test_resume_from_an_older_checkpoint_finds_the_clients_memories_of_that_time(tmp_path: Path) -> None:
+    """The newest checkpoint is damaged; the one before it still leads to the same bits."""
+    whole = experiment.run(config(tmp_path / "whole", "algorithm=local", "federation.rounds=4"))
+    cfg = config(tmp_path / "killed", "algorithm=local", "federation.rounds=4")
+    folder = killed_at(cfg, lambda seen: isinstance(seen[-1], ClientTrained) and seen[-1].round == 4)
+    newest = folder / "checkpoints" / "round-0003"
+    (newest / "state.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="remove that folder"):
+        experiment.resume(folder)
+    shutil.rmtree(newest)
+    same(experiment.resume(folder).folder, whole.folder)
+
+
+def test_evaluating_changes_nothing(tmp_path: Path) -> None:
+    often = experiment.run(config(tmp_path / "often", "evaluate.every=1"))
+    never = experiment.run(config(tmp_path / "never", "evaluate.every=0"))
+    assert weights(often.folder) == weights(never.folder)
+
+
+def test_an_algorithm_of_ones_own_is_run_and_asked_for_again(tmp_path: Path) -> None:
+    page = FedAvg(Factors(), ServerSgd(1.0, 0.9))
+    whole = experiment.run(config(tmp_path / "whole"), algorithm=page)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config(tmp_path / "cut"), [stop], algorithm=page)
+    (folder,) = (tmp_path / "cut" / "runs").iterdir()
+    with pytest.raises(UserError, match=r"momentum=0\.9"):
+        experiment.resume(folder)
+    same(experiment.resume(folder, algorithm=page).folder, whole.folder)
+
+
+def test_an_algorithm_that_is_right_for_sgd_only_is_refused_under_adamw(tmp_path: Path) -> None:
+    page = FedAvg(Factors(), needs=Needs(sgd_only=True))
+    with pytest.raises(UserError, match="plain SGD"):
+        experiment.run(config(tmp_path), algorithm=page)
+    experiment.run(config(tmp_path, "local.optimizer=sgd", "federation.rounds=1"), algorithm=page)
 
 
 def test_second_process_gives_the_same_bits(tmp_path: Path) -> None:

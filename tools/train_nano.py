@@ -1,6 +1,6 @@
 """Train the embedded model: a byte-level Llama that knows the playground's base skills and none of the held-back ones.
 
-    python tools/train_nano.py --steps 8000 --out src/fedloom/models/nano
+    python tools/train_nano.py --steps 7000 --out src/fedloom/models/nano
 
 One thread, one seed, a fixed number of steps: the same machine gives the same file. The corpus is made on the fly by
 `fedloom.data.playground`: mostly single questions in the chat template, some in plain formats, some dialogues, a few
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedloom.data.playground import BASE, HELD, examples, rows
 from fedloom.data.playground_words import distinct_words, story, word
@@ -90,18 +90,20 @@ def main() -> None:
     }
     for name, by_skill in report.items():
         print(f"{name}: mean {_mean(by_skill):.3f}", json.dumps(by_skill), flush=True)
-    args.out.with_suffix(".json").write_text(json.dumps(report, indent=1))
+    if args.scores:
+        args.scores.write_text(json.dumps(report, indent=1))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="model folder to write; scores go to its name + .json")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--scores", type=Path, help="JSON file for the final scores per skill; they are always printed")
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps; fixes the schedule and the result")
     parser.add_argument("--seed", type=int, default=1, help="of the initial weights, the corpus and the test rows")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step, padding included")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="peak rate of the matrices")
     parser.add_argument("--adam-lr", type=float, default=3e-3, help="peak rate of embeddings and norms")
-    parser.add_argument("--hold", type=float, default=0.3, help="share of the steps at the peak before the linear fall")
+    parser.add_argument("--hold", type=float, default=0.1, help="share of the steps at the peak before the linear fall")
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=6)
@@ -132,7 +134,11 @@ def fresh_model(hidden: int, layers: int, heads: int, mlp: int, seed: int) -> Ll
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=False, pad_token_id=PAD, bos_token_id=END, eos_token_id=END, max_new_tokens=128
+    )
+    return model
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

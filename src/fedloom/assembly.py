@@ -32,8 +32,6 @@ from fedloom.runtime.site import Site, Tasks
 from fedloom.runtime.store import InMemory, OnDisk, Store
 from fedloom.runtime.wire import Marshal
 
-ENGINE = "reference (any model, one client at a time)"
-
 
 @dataclass(frozen=True)
 class HomeRows:
@@ -51,7 +49,21 @@ class HomeRows:
 class Parts:
     """Everything that is built from a configuration, before a federation is put on it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, algorithm: Algorithm[Any] | None = None) -> None:
+        """Build everything.
+
+        Args:
+            config: the whole configuration.
+            algorithm: a page of the caller's own, in place of the one the recipe names.
+
+        Raises:
+            UserError: something in the configuration cannot work here.
+        """
+        if algorithm is not None and config.runtime.name != "simulation":
+            raise UserError(
+                f"runtime={config.runtime.name} gives its clients the recipe alone, so they cannot know an algorithm "
+                "handed over as an object; use runtime=simulation"
+            )
         torch.set_num_threads(config.engine.threads)
         optimizers.check(config.local.optimizer)
         self.config = config
@@ -63,7 +75,10 @@ class Parts:
         _check_length(self.base, config.data.max_length)
         self.base_fingerprint = base_fingerprint(self.base.module)
         self.adapted: Adapted = adapt(self.base, config.adapter, config.seed)
-        self.algorithm: Algorithm[Any] = table.build(config.algorithm, config.aggregate)
+        self.algorithm: Algorithm[Any] = (
+            table.build(config.algorithm, config.aggregate) if algorithm is None else algorithm
+        )
+        _check_needs(self.algorithm, config)
         self.evaluation = Evaluation(self.algorithm, config.evaluate)
         self.tasks = Tasks(self.algorithm, self.evaluation)
         self.everybody = self._global_rows()
@@ -218,6 +233,20 @@ def base_skill_rows(config: Config) -> list[Row]:
         raise UserError("evaluate.forgetting needs data.source=playground; use evaluate.global_source for other data")
     made = playground.rows(tuple(playground.BASE), 4, "test", config.seed)
     return [Row(r["instruction"], r["input"], r["output"], r["category"]) for r in made]
+
+
+def _check_needs(algorithm: Algorithm[Any], config: Config) -> None:
+    """What the algorithm declared that it cannot do without."""
+    optimizer = config.local.optimizer
+    if algorithm.needs.sgd_only and (optimizer.name.lower() != "sgd" or optimizer.args.get("momentum", 0)):
+        raise UserError(
+            f"{type(algorithm).__name__} is right only for plain SGD on clients, and local.optimizer is "
+            f"{optimizer.name}; set local.optimizer=sgd, without momentum"
+        )
+    if algorithm.needs.pooled_data and config.clients:
+        raise UserError(
+            "clients: settings of single clients mean nothing where all rows are in one place; leave them out"
+        )
 
 
 def _check_length(base: Base, max_length: int) -> None:

@@ -18,6 +18,7 @@ from fedloom.errors import UserError
 from fedloom.runtime.federation import FederationState
 
 S = TypeVar("S")
+REMEDY = "remove that folder, and resume goes on from the checkpoint before it"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ def save(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 def found(root: Path) -> list[Path]:
     """Checkpoints under `root`, oldest first."""
-    return sorted((p for p in root.glob("round-*") if p.is_dir()), key=lambda p: int(p.name.removeprefix("round-")))
+    return sorted((p for p in root.glob("round-*") if p.is_dir()), key=round_of)
+
+
+def round_of(path: Path) -> int:
+    """The round of a checkpoint's folder."""
+    return int(path.name.removeprefix("round-"))
 
 
 def load(path: Path, kind: type) -> Checkpoint:
@@ -85,10 +91,10 @@ def load(path: Path, kind: type) -> Checkpoint:
         sums = json.loads((path / "sums.json").read_text())
         files = {file: (path / file).read_bytes() for file in sums}
     except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error}; resume from another one") from None
+        raise UserError(f"checkpoint {path} cannot be read: {error}; {REMEDY}") from None
     damaged = [file for file, data in files.items() if _sum(data) != sums[file]]
     if damaged:
-        raise UserError(f"checkpoint {path} is damaged ({', '.join(damaged)}); resume from another one")
+        raise UserError(f"checkpoint {path} is damaged ({', '.join(damaged)}); {REMEDY}")
     try:
         return Checkpoint(
             Progress(**json.loads(files["progress.json"])),

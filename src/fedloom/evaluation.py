@@ -111,7 +111,7 @@ class Evaluator:
 
     def _ask(self, task: Any, x: Params, to: Sequence[ClientId]) -> dict[str, Scores]:
         down = Model(x)
-        got = self.hub.collect(task, lambda _: down, to, Gather(), quorum=0)
+        got = self.hub.survey(task, lambda _: down, to, Gather())
         scores = [value for value, _ in got.value.scores] if got.clients else []
         return {self.hub.profile(i).name: s for i, s in zip(got.clients, scores, strict=True)}
 

@@ -36,11 +36,12 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class RoundStarted:
-    """A cohort was drawn."""
+    """The first task of a round, or of another attempt at it, is on its way."""
 
     round: int
     """Counted from 1."""
     cohort: tuple[int, ...]
+    """Who is asked; -1 is the server's own worker."""
     attempt: int = 0
     """How often this round failed for want of replies before."""
 
@@ -102,7 +103,7 @@ class Evaluated:
 
     round: int
     split: str
-    """test or validation (clients' own), personal, or global."""
+    """test or validation (every client scores what it would use itself on its own rows), or global."""
     metrics: Mapping[str, float]
     """Summary over clients: token-weighted means, and spreads such as exact_match_worst_decile."""
     clients: Mapping[str, Mapping[str, float]]

@@ -23,7 +23,8 @@ from fedloom.aggregate.rules import Gather
 from fedloom.assembly import Parts, fingerprint
 from fedloom.checkpoint import Checkpoint, Progress
 from fedloom.config import Config, dump, load
-from fedloom.contracts import Model
+from fedloom.config.checks import require
+from fedloom.contracts import Algorithm, Model
 from fedloom.engine.schedule import round_rate
 from fedloom.errors import UserError
 from fedloom.evaluation import Evaluator
@@ -63,29 +64,36 @@ class Run:
     """The last evaluation's summary."""
 
 
-def run(config: Config, sinks: Sequence[Sink] = ()) -> Run:
+def run(config: Config, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | None = None) -> Run:
     """Train as the configuration says.
 
     Args:
-        config: a whole configuration (`fedloom.config.load`).
+        config: a whole configuration (`fedloom.load`).
         sinks: called with every event.
+        algorithm: a page of your own in place of the one the configuration names.
 
     Raises:
         UserError: something in the configuration cannot work here.
         RunStopped: the run ended early, resumable.
     """
+    require(config)
     threads = torch.get_num_threads()
     try:
-        parts = Parts(config)
+        parts = Parts(config, algorithm)
         folder = RunFolder.create(Path(config.run.folder), config.run.name, fingerprint(config), datetime.now())
         _describe(folder.path, parts)
-        return _Session(parts, folder.path, sinks, None).go()
+        return Session(parts, folder.path, sinks, None).go()
     finally:
         torch.set_num_threads(threads)
 
 
-def resume(path: Path, sinks: Sequence[Sink] = ()) -> Run:
+def resume(path: Path, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | None = None) -> Run:
     """Continue a run from its last checkpoint, to the bits it would have had unbroken.
+
+    Args:
+        path: the run folder.
+        sinks: called with every event.
+        algorithm: the page the run was begun with, if it was one of your own.
 
     Raises:
         UserError: no run folder, a finished run, or one this version cannot continue.
@@ -101,21 +109,24 @@ def resume(path: Path, sinks: Sequence[Sink] = ()) -> Run:
     threads = torch.get_num_threads()
     try:
         config = load(path / "config.yaml")
-        parts = Parts(config)
         if fingerprint(config) != folder.env().get("config"):
             raise UserError(f"{path / 'config.yaml'} was changed since the run began; put it back to resume")
+        parts = Parts(config, algorithm)
+        page, begun_with = identity(parts.algorithm), folder.env().get("algorithm")
+        if page != begun_with:
+            raise UserError(f"{path} was begun with the algorithm {begun_with}, not {page}; hand that one to resume()")
         if parts.base_fingerprint != folder.env().get("base"):
             raise UserError(f"the base model {config.model.name} is not the one {path} was begun with; put it back")
         found = checkpoint.found(path / "checkpoints")
         if not found:
             raise UserError(f"{path} has no checkpoint: it ended before the first. Start it anew with fedloom run")
         kind = type(parts.algorithm.init(parts.adapted.start))
-        return _Session(parts, path, sinks, checkpoint.load(found[-1], kind)).go()
+        return Session(parts, path, sinks, checkpoint.load(found[-1], kind)).go()
     finally:
         torch.set_num_threads(threads)
 
 
-class _Session:
+class Session:
     """One process's part of a run."""
 
     def __init__(self, parts: Parts, path: Path, sinks: Sequence[Sink], saved: Checkpoint | None) -> None:
@@ -165,7 +176,7 @@ class _Session:
         if self.saved is not None:
             self.hub.round = self.progress.round
             self.hub.restore(self.saved.federation)
-            self.hub.commit(self.hub.round)
+            self.hub.commit(*self._on_disk())
             self.hub.rewind(self.hub.round)
             return self.saved.state
         state = parts.algorithm.init(parts.adapted.start)
@@ -245,8 +256,11 @@ class _Session:
         begun = time.perf_counter()
         saved = Checkpoint(self.progress, state, self.hub.snapshot())
         path = checkpoint.save(self.path / "checkpoints", saved, self.config.checkpoint.keep)
-        self.hub.commit(self.hub.round)
+        self.hub.commit(*self._on_disk())
         self.events(CheckpointSaved(self.hub.round, str(path), time.perf_counter() - begun))
+
+    def _on_disk(self) -> list[int]:
+        return [checkpoint.round_of(path) for path in checkpoint.found(self.path / "checkpoints")]
 
     def _export(self, state: Any) -> None:
         """The shared model, or every client's own, as adapter folders."""
@@ -259,7 +273,7 @@ class _Session:
             self.events(Noted(f"{count} private models are not written as folders; they are in clients/", "warning"))
             return
         down = Model(self.parts.adapted.start)
-        got = self.hub.collect(self.parts.evaluation.own, lambda _: down, list(self.hub.clients), Gather(), quorum=0)
+        got = self.hub.survey(self.parts.evaluation.own, lambda _: down, list(self.hub.clients), Gather())
         for client, (x, _) in zip(got.clients, got.value.x if got.clients else [], strict=True):
             self._save(x, self.path / "adapters" / "clients" / self.hub.profile(client).name)
 
@@ -273,6 +287,11 @@ class _Session:
 
     def _scored_rows(self) -> bool:
         return any(client.sizes[self.config.evaluate.split] for client in self.parts.data.clients)
+
+
+def identity(algorithm: Algorithm[Any]) -> str:
+    """What tells an algorithm page from another: its class and, for a dataclass, its settings."""
+    return repr(algorithm) if dataclasses.is_dataclass(algorithm) else type(algorithm).__qualname__
 
 
 def _describe(path: Path, parts: Parts) -> None:
@@ -293,6 +312,7 @@ def _describe(path: Path, parts: Parts) -> None:
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "device": str(parts.base.device),
         "dtype": str(parts.base.dtype).removeprefix("torch."),
+        "algorithm": identity(parts.algorithm),
         "engine": ENGINE,
         "threads": torch.get_num_threads(),
         "template": parts.data.template_name,

@@ -17,12 +17,15 @@ def one_round(algorithm: Algorithm[Any], state: Any, hub: Hub, retries: int) -> 
     Raises:
         RunStopped: it failed once more than `retries` allows.
     """
+    before = hub.snapshot()
     for attempt in range(retries + 1):
         hub.attempt = attempt
         try:
             return algorithm.round(state, hub)
         except TooFewReplies as few:
             hub.rewind(hub.round)
+            hub.restore(before)
+            hub.traffic = hub.traffic.again()
             problem = str(few)
     raise RunStopped(f"round {hub.round + 1} failed {retries + 1} times: {problem}")
 

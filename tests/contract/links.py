@@ -20,8 +20,8 @@ class Passing:
     def settle(self, client: ClientId, round: int, counted: bool) -> None:
         self.inner.settle(client, round, counted)
 
-    def commit(self, round: int) -> None:
-        self.inner.commit(round)
+    def commit(self, *rounds: int) -> None:
+        self.inner.commit(*rounds)
 
     def rewind(self, round: int) -> None:
         self.inner.rewind(round)

@@ -28,7 +28,7 @@ def test_poisson_cohorts_are_sometimes_empty_and_the_round_counts_all_the_same()
     page, world = pages.PoissonNoise(), World()
     hub = world.hub(page)
     state, empty = page.init(world.start()), 0
-    for _ in range(12):
+    for _ in range(30):
         asked = page.cohort(hub)
         moved = page.round(state, hub)
         empty += not asked

@@ -6,6 +6,7 @@ several aliases fit the text columns, nobody guesses: it is an error that lists 
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,10 +162,10 @@ def _plain(record: Mapping[str, Any], columns: Columns, place: str) -> Row | str
     if output is None:
         return f"no {columns.output}"
     return Row(
-        instruction=instruction,
+        instruction=sys.intern(instruction),  # one instruction often serves many rows of a client
         input=_text(record, columns.input, place) or "",
         output=output,
-        category=_text(record, columns.category, place) or None,
+        category=_shared(_text(record, columns.category, place)),
         client=_client(record, columns, place),
     )
 
@@ -179,7 +180,7 @@ def _chat(record: Mapping[str, Any], columns: Columns, place: str) -> Row | str:
         instruction=first,
         input="",
         output=turns[last].content,
-        category=_text(record, columns.category, place) or None,
+        category=_shared(_text(record, columns.category, place)),
         client=_client(record, columns, place),
         messages=tuple(turns[: last + 1]),  # what follows the last answer teaches nothing
     )
@@ -187,7 +188,12 @@ def _chat(record: Mapping[str, Any], columns: Columns, place: str) -> Row | str:
 
 def _client(record: Mapping[str, Any], columns: Columns, place: str) -> str | None:
     """Whose row it is: by its column, else by the file it came from."""
-    return (_text(record, columns.client, place) if columns.client else record.get(OWNER)) or None
+    return _shared(_text(record, columns.client, place) if columns.client else record.get(OWNER))
+
+
+def _shared(text: str | None) -> str | None:
+    """One object for all equal texts; None for none and for empty ones."""
+    return sys.intern(text) if text else None
 
 
 def _turns(value: Any, place: str) -> list[Turn]:

@@ -2,7 +2,8 @@
 
 It is the oracle the faster engines are measured against: any model, any adapter kind, any optimiser. Order inside a
 step: gradients of all accumulated parts, `correct`, clipping, optimiser. A step whose loss or gradient is not finite
-is left out and counted; a training that ends in such steps has diverged, and its client fails. Evaluations that wait with the same weights share forward passes.
+is left out and counted; a training that ends in such steps has diverged, and its client fails. Evaluations that wait
+with the same weights share forward passes.
 """
 
 import math

@@ -7,6 +7,7 @@ client wrote is undone.
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -42,8 +43,8 @@ class Link(Protocol):
     def settle(self, client: ClientId, round: int, counted: bool) -> None:
         """Tell a client whether its last reply counted, in `round` (from 1)."""
 
-    def commit(self, round: int) -> None:
-        """Tell the clients that the checkpoint of `round` is on disk."""
+    def commit(self, *rounds: int) -> None:
+        """Tell the clients of which rounds there are checkpoints on disk."""
 
     def rewind(self, round: int) -> None:
         """Tell the clients to forget what they wrote after `round`."""
@@ -54,7 +55,7 @@ class Link(Protocol):
 
 @dataclass
 class Traffic:
-    """What one round cost and gave, for its event."""
+    """What one round cost and gave, for its event; bytes and missing replies of failed attempts are in the cost."""
 
     bytes_down: int = 0
     bytes_up: int = 0
@@ -67,6 +68,10 @@ class Traffic:
     loss_sum: float = 0.0
     """Training losses times examples."""
     loss_examples: int = 0
+
+    def again(self) -> "Traffic":
+        """For the next attempt: what was spent stays, what was trained is void."""
+        return Traffic(bytes_down=self.bytes_down, bytes_up=self.bytes_up, missing=self.missing)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,6 @@ class Flight:
 class FederationState:
     """What a checkpoint holds of a federation."""
 
-    dispatched: int
     clock: float
     flight: tuple[Flight, ...]
 
@@ -119,8 +123,11 @@ class Hub:
         self.round, self.attempt, self.traffic = 0, 0, Traffic()
         self._profile, self._cohort, self._min_replies, self._stages = profile, cohort, min_replies, tuple(stages)
         self._home = home
-        self._dispatched, self._clock = 0, 0.0
+        self._clock = 0.0
+        self._sent: Counter[str] = Counter()
+        self._sent_in: tuple[int, int] | None = None
         self._flight: list[_InFlight] = []
+        self._told: tuple[int, int] | None = None
         self.last_cohort: tuple[ClientId, ...] = ()
 
     # -- what an algorithm's page sees
@@ -138,7 +145,6 @@ class Hub:
         """This round's clients: drawn uniformly without replacement, sorted."""
         chosen = self.draw()
         self.last_cohort = tuple(chosen)
-        self.events(RoundStarted(self.round + 1, self.last_cohort, self.attempt))
         return chosen
 
     def draw(self) -> list[ClientId]:
@@ -147,9 +153,8 @@ class Hub:
         return sorted(self.clients[i] for i in order[: self._cohort])
 
     def collect(
-        self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules,
-        *, quorum: int | None = None,
-    ) -> Got:  # fmt: skip
+        self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules
+    ) -> Got:
         """Send `down` to each, run `task` there, combine the replies.
 
         Args:
@@ -157,16 +162,29 @@ class Hub:
             down: the message for each client.
             to: who is asked.
             rule: one for all fields, or one for each.
-            quorum: replies needed; default: `federation.min_replies`.
 
         Raises:
-            TooFewReplies: the round must be tried again.
+            TooFewReplies: fewer than `federation.min_replies`; the round must be tried again.
         """
-        return self._receive([(0.0, d) for d in self._dispatches(task, down, to)], rule, None, quorum)
+        dispatches = self._dispatches(task, down, to)
+        self._round_begins(dispatches)
+        return self._receive(dispatches, rule, None, self.round + 1, self._min_replies)
+
+    def survey(
+        self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules
+    ) -> Got:
+        """A collect between rounds (evaluation, export): any number of replies will do, no traffic is counted."""
+        traffic, self.traffic = self.traffic, Traffic()
+        try:
+            return self._receive(self._dispatches(task, down, to), rule, None, self.round, 0)
+        finally:
+            self.traffic = traffic
 
     def send(self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId]) -> None:
         """Begin tasks without waiting; each is due after 1 / speed units of virtual time."""
-        for dispatch in self._dispatches(task, down, to):
+        dispatches = self._dispatches(task, down, to)
+        self._round_begins(dispatches)
+        for dispatch in dispatches:
             due = self._clock + 1.0 / self.profile(dispatch.client).speed
             heapq.heappush(self._flight, _InFlight(due, dispatch.client, dispatch))
 
@@ -175,7 +193,7 @@ class Hub:
         ready = [heapq.heappop(self._flight) for _ in range(min(count, len(self._flight)))]
         if ready:
             self._clock = max(flying.due for flying in ready)
-        return self._receive([(flying.due, flying.dispatch) for flying in ready], rule, weigh, None)
+        return self._receive([flying.dispatch for flying in ready], rule, weigh, self.round + 1, self._min_replies)
 
     def busy(self) -> frozenset[ClientId]:
         """Clients with work in flight."""
@@ -183,10 +201,10 @@ class Hub:
 
     # -- what the round loop sees
 
-    def commit(self, round: int) -> None:
-        """The checkpoint of `round` is on disk."""
+    def commit(self, *rounds: int) -> None:
+        """The checkpoints on disk are those of `rounds`."""
         for link in self._links():
-            link.commit(round)
+            link.commit(*rounds)
 
     def rewind(self, round: int) -> None:
         """Forget what clients wrote after `round`."""
@@ -204,12 +222,11 @@ class Hub:
             Flight(f.due, f.dispatch.number, f.dispatch.round, f.client, f.dispatch.task, encode(f.dispatch.down))
             for f in sorted(self._flight)
         )
-        return FederationState(self._dispatched, self._clock, flights)
+        return FederationState(self._clock, flights)
 
     def restore(self, state: FederationState) -> None:
         """Go on from a checkpoint."""
-        self._dispatched, self._clock = state.dispatched, state.clock
-        self._flight = []
+        self._clock, self._flight = state.clock, []
         for f in state.flight:
             down: Message = decode(self.tasks.messages(f.task)[0], f.down)
             dispatch = Dispatch(f.number, f.round, f.client, f.task, down)
@@ -232,33 +249,44 @@ class Hub:
         asked = [client for client in to if client in self.busy()]
         if asked:
             raise ValueError(f"round {self.round + 1}: clients {asked} still have work in flight")
-        # one number for all of a send: a client's randomness does not depend on who else was asked
-        number, self._dispatched = self._dispatched, self._dispatched + 1
+        # keyed by what is sent and when: who else is asked, or whether rounds are evaluated, changes nobody's numbers
+        if self._sent_in != (self.round, self.attempt):
+            self._sent_in, self._sent = (self.round, self.attempt), Counter()
+        number = rng.key(self.root, "dispatch", self.round, self.attempt, name, self._sent[name])
+        self._sent[name] += 1
         return [Dispatch(number, self.round, client, name, down(client)) for client in sorted(to)]
+
+    def _round_begins(self, dispatches: Sequence[Dispatch]) -> None:
+        """Say so once in every attempt of a round."""
+        if self._told != (self.round, self.attempt):
+            self._told = self.round, self.attempt
+            self.events(RoundStarted(self.round + 1, tuple(d.client for d in dispatches), self.attempt))
 
     def _receive(
         self,
-        ready: Sequence[tuple[float, Dispatch]],
+        ready: Sequence[Dispatch],
         rule: Rules,
         weigh: Callable[[Any], float] | None,
-        quorum: int | None,
+        round: int,
+        quorum: int,
     ) -> Got:
-        dispatches = sorted((dispatch for _, dispatch in ready), key=lambda d: d.client)
+        """Combine the replies to these; `round` (from 1) is the one they count in, 0 to that many rounds behind us."""
+        dispatches = sorted(ready, key=lambda d: d.client)
         fold = _Fold(rule, weigh, self._stages)
         missing: dict[ClientId, Missing] = {}
         sizes = _Sizes()
         self.traffic.bytes_down += sum(sizes(dispatch.down) for dispatch in dispatches)
         for reply in self._in_order(dispatches):
             why = self._add(fold, reply)
-            self._link(reply.dispatch.client).settle(reply.dispatch.client, self.round + 1, why is None)
-            self._note(reply, why)
+            self._link(reply.dispatch.client).settle(reply.dispatch.client, round, why is None)
+            self._note(reply, why, round)
             if why is not None:
                 missing[reply.dispatch.client] = why
         for dispatch in dispatches:
             if dispatch.client not in missing and dispatch.client not in fold.clients:
                 missing[dispatch.client] = why = Missing("silent", "no reply came")
-                self._note(Reply(dispatch, None, why, _NOTHING, 0), why)
-        wanted = min(self._min_replies if quorum is None else quorum, len(dispatches))
+                self._note(Reply(dispatch, None, why, _NOTHING, 0), why, round)
+        wanted = min(quorum, len(dispatches))
         if len(fold.clients) < wanted:
             raise TooFewReplies(len(fold.clients), wanted, missing)
         return fold.got(missing)
@@ -293,18 +321,18 @@ class Hub:
                 position += 1
         yield from (early[client] for client in sorted(early))
 
-    def _note(self, reply: Reply, why: Missing | None) -> None:
+    def _note(self, reply: Reply, why: Missing | None, round: int) -> None:
         client, summary = reply.dispatch.client, reply.summary
         name = self.profile(client).name
         self.traffic.bytes_up += reply.bytes_up
         if why is not None:
             self.traffic.missing += 1
-            self.events(ReplyMissing(self.round + 1, client, name, why.reason, why.detail))
+            self.events(ReplyMissing(round, client, name, why.reason, why.detail))
         elif summary.steps or summary.skipped:
             self._tally(reply)
             self.events(
                 ClientTrained(
-                    self.round + 1, client, name, summary.examples, summary.tokens, summary.steps, summary.skipped,
+                    round, client, name, summary.examples, summary.tokens, summary.steps, summary.skipped,
                     summary.loss,
                 )
             )  # fmt: skip
@@ -335,7 +363,8 @@ class _Fold:
         self.weight = 0.0
 
     def add(self, client: ClientId, up: Message) -> None:
-        fields = {name: value for name, value in vars(up).items() if name != "weight"}
+        apart = {"weight"} if isinstance(up, Weighted) else set[str]()
+        fields = {name: value for name, value in vars(up).items() if name not in apart}
         if not self._rules:
             self._rules = self._match(up, fields)
             self._accs = {name: rule.start() for name, rule in self._rules.items()}

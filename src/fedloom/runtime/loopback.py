@@ -52,9 +52,9 @@ class SecondProcess:
         """Tell the worker."""
         self._tell({"what": "settle", "client": client, "round": round, "counted": counted})
 
-    def commit(self, round: int) -> None:
+    def commit(self, *rounds: int) -> None:
         """Tell the worker."""
-        self._tell({"what": "commit", "round": round})
+        self._tell({"what": "commit", "rounds": rounds})
 
     def rewind(self, round: int) -> None:
         """Tell the worker."""

@@ -20,9 +20,9 @@ class InProcess:
         """Tell the site."""
         self.site.settle(client, round, counted)
 
-    def commit(self, round: int) -> None:
+    def commit(self, *rounds: int) -> None:
         """Tell the site."""
-        self.site.commit(round)
+        self.site.commit(*rounds)
 
     def rewind(self, round: int) -> None:
         """Tell the site."""

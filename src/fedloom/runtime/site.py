@@ -23,7 +23,7 @@ class Dispatch:
     """One task for one client."""
 
     number: int
-    """Of the send it belongs to; with the client it keys the task's random numbers."""
+    """Key of the send it belongs to; with the client it keys the task's random numbers."""
     round: int
     """Rounds behind the server when it was sent."""
     client: ClientId
@@ -127,9 +127,9 @@ class Site:
         if counted:
             self.store.keep(client, round, state)
 
-    def commit(self, round: int) -> None:
-        """The server's checkpoint of `round` is on disk."""
-        self.store.commit(round)
+    def commit(self, *rounds: int) -> None:
+        """The server's checkpoints on disk are those of `rounds`."""
+        self.store.commit(*rounds)
 
     def rewind(self, round: int) -> None:
         """Forget what clients wrote after `round`."""

@@ -3,7 +3,7 @@
 A client's writes in round r become version r. They are pending until the reply they belong to counted; a reply that
 did not count leaves no trace. Version r is valid once the checkpoint of round r is on disk: after a crash, `rewind`
 forgets every version beyond the checkpoint, so that a repeated round sees what the first attempt saw. Of each client
-as many versions are kept as that needs: the newest not beyond the last checkpoint, and those after it.
+as many versions are kept as that needs: for every checkpoint on disk the newest not beyond it, and the newest two.
 
 On disk a version is one file, `<root>/<client>/<round>.safetensors`, written aside and renamed.
 """
@@ -115,8 +115,8 @@ class Store:
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
-        self.safe = 0
-        """The last round whose checkpoint is on disk."""
+        self.safe: tuple[int, ...] = (0,)
+        """Rounds whose checkpoints are on disk: any of them may be asked for again."""
 
     def open(self, client: ClientId) -> "PendingState":
         """The client's memory as a task sees it now; what it writes is pending."""
@@ -129,9 +129,9 @@ class Store:
             self.shelf.write(client, round, Memory({**state.memory.entries, **state.written}))
             self._prune(client, round)
 
-    def commit(self, round: int) -> None:
-        """The checkpoint of `round` is on disk."""
-        self.safe = round
+    def commit(self, *rounds: int) -> None:
+        """The checkpoints on disk are those of `rounds`."""
+        self.safe = rounds
 
     def rewind(self, round: int) -> None:
         """Forget every version after `round`: a round is tried again, or a run resumes from its checkpoint."""
@@ -144,7 +144,7 @@ class Store:
         """Drop what no crash and no repeated round can ask for again."""
         versions = self.shelf.rounds(client)
         wanted = {round}
-        for bound in (self.safe, round - 1):
+        for bound in (*self.safe, round - 1):
             wanted.update([v for v in versions if v <= bound][-1:])
         for version in versions:
             if version not in wanted:

@@ -68,7 +68,7 @@ class Worker:
             case "settle":
                 self.site.settle(head["client"], head["round"], head["counted"])
             case "commit":
-                self.site.commit(head["round"])
+                self.site.commit(*head["rounds"])
             case "rewind":
                 self.site.rewind(head["round"])
             case other:

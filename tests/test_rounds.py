@@ -1,0 +1,105 @@
+"""The round loop: retries with another cohort, a stop in words, one state after the other."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from contract.links import Passing
+from fedloom.contracts import Missing, TooFewReplies
+from fedloom.errors import RunStopped
+from fedloom.rounds import advance, one_round
+from fedloom.runtime.site import Reply
+from seam.pages import Ditto
+from seam.quadratic import World
+
+
+@dataclass
+class Hub:
+    """What the loop touches of a hub."""
+
+    round: int = 0
+    attempt: int = 0
+    rewound: list[int] = field(default_factory=list)
+
+    def rewind(self, round: int) -> None:
+        self.rewound.append(round)
+
+
+@dataclass
+class Page:
+    """Counts on; fails in a round as often as is written for it."""
+
+    fails: dict[int, int] = field(default_factory=dict)
+    tried: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def round(self, state: int, hub: Hub) -> int:
+        self.tried.append((hub.round, hub.attempt, state))
+        if hub.attempt < self.fails.get(hub.round, 0):
+            raise TooFewReplies(1, 2, {7: Missing("late", "asleep")})
+        return state + 10
+
+
+def test_rounds_follow_each_other():
+    """Each round sees the state of the one before; `after` sees it when the round is counted."""
+    page, hub, seen = Page(), Hub(), []
+    assert advance(page, 0, hub, 3, retries=2, after=lambda s: seen.append((hub.round, s))) == 30
+    assert page.tried == [(0, 0, 0), (1, 0, 10), (2, 0, 20)]
+    assert seen == [(1, 10), (2, 20), (3, 30)]
+    assert hub.rewound == []
+
+
+def test_a_finished_run_has_nothing_left_to_do():
+    page = Page()
+    assert advance(page, 5, Hub(round=3), 3, retries=2) == 5
+    assert page.tried == []
+
+
+def test_a_failed_round_is_tried_again_from_the_same_state():
+    page, hub = Page({1: 2}), Hub()
+    assert advance(page, 0, hub, 3, retries=2) == 30
+    assert page.tried == [(0, 0, 0), (1, 0, 10), (1, 1, 10), (1, 2, 10), (2, 0, 20)]
+    assert hub.rewound == [1, 1]  # everything clients wrote after the one round that is behind us
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_round_that_keeps_failing_stops_the_run_in_words(retries):
+    page, hub, seen = Page({1: 99}), Hub(), []
+    with pytest.raises(
+        RunStopped, match=rf"round 2 failed {retries + 1} times: 1 replies counted, 2 are needed.*asleep"
+    ):
+        advance(page, 0, hub, 3, retries, after=seen.append)
+    assert len(page.tried) == 1 + retries + 1
+    assert hub.rewound == [1] * (retries + 1)
+    assert hub.round == 1
+    assert seen == [10]
+
+
+def test_a_bug_is_not_tried_again():
+    page, hub = Page(), Hub()
+    page.round = lambda state, hub: 1 / 0  # type: ignore[method-assign, assignment]
+    with pytest.raises(ZeroDivisionError):
+        one_round(page, 0, hub, retries=3)
+    assert hub.rewound == []
+
+
+class LosingFirst(Passing):
+    """Loses the last `lost` replies of the first collect, after the others were counted."""
+
+    lost = 2
+
+    def ask(self, dispatches):
+        for place, reply in enumerate(self.inner.ask(dispatches)):
+            gone = dispatches[0].number == 0 and place >= len(dispatches) - self.lost
+            yield Reply(reply.dispatch, None, Missing("late", "-"), reply.summary, 0) if gone else reply
+
+
+def test_a_failed_attempt_leaves_no_trace_in_memories():
+    """Clients that counted in the attempt that failed, and are not asked again, remember nothing."""
+    world = World(clients=12, cohort=3, min_replies=3)
+    page, asked = Ditto(), []
+    hub = world.hub(page, wrap=LosingFirst, events=lambda e: asked.append(getattr(e, "cohort", None)))
+    one_round(page, page.init(world.start()), hub, retries=1)
+    first, second = (set(cohort) for cohort in asked if cohort)
+    assert first != second
+    store = hub.link.inner.site.store  # type: ignore[attr-defined]
+    assert {i for i in range(12) if store.open(i).memory.entries} == second
