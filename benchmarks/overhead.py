@@ -1,7 +1,7 @@
 """What federation costs over a plain PyTorch loop: same wrapped model, same batches, interleaved, CPU time.
 
-Every fedloom round is measured from one checkpoint to the next: cohort, messages, training, folding, server step, events,
-CSV, checkpoint. Then the plain loop trains the same clients on the same batches from the same start and averages.
+Every fedloom round is measured from one checkpoint to the next: cohort, messages, training, folding, server step,
+events, CSV, checkpoint. Then the plain loop trains the same clients on the same batches from the same start.
 """
 
 import json
@@ -29,11 +29,8 @@ ROUNDS, STEPS, COHORT = 9, 10, 4
 def main() -> None:
     rows = [measure(batch, targets) for batch in (4, 1) for targets in ("auto", "all-linear")]
     say(table(rows))
-    write(
-        "overhead",
-        "python benchmarks/run.py overhead",
-        {"rounds": ROUNDS, "steps": STEPS, "cohort": COHORT, "rows": rows},
-    )
+    shape = {"rounds": ROUNDS, "steps": STEPS, "cohort": COHORT}
+    write("overhead", "python benchmarks/run.py overhead", {**shape, "rows": rows})
 
 
 def measure(batch: int, targets: str) -> dict[str, Any]:
@@ -42,11 +39,13 @@ def measure(batch: int, targets: str) -> dict[str, Any]:
         config = load(
             "quickstart",
             [
-                f"model.name={tiny_model(root / 'model')}", "model.dtype=float32", f"data.source={texts(root / 'd.jsonl')}",
+                f"model.name={tiny_model(root / 'model')}", "model.dtype=float32",
+                f"data.source={texts(root / 'd.jsonl')}",
                 "data.template=plain", "partition={method: iid, clients: 16}", f"federation.cohort={COHORT}",
                 f"federation.rounds={ROUNDS}", f"local.steps={STEPS}", f"local.batch_size={batch}", "local.lr=1e-3",
                 "evaluate.every=0", "evaluate.forgetting=false", "evaluate.clients=1", "evaluate.rows_per_client=1",
-                "evaluate.metrics=[loss]", f"adapter.targets={targets}", "adapter.rank=8", f"run.folder={root / 'runs'}",
+                "evaluate.metrics=[loss]", f"adapter.targets={targets}", "adapter.rank=8",
+                f"run.folder={root / 'runs'}",
             ],
         )  # fmt: skip
         return compare(Parts(config), root, batch, targets)

@@ -1,7 +1,7 @@
-"""The main job in numbers: skills learned together, by one client alone, with all rows in one place; and what is forgotten.
+"""The main job in numbers: skills learned together, by one client alone, with all rows in one place; what is forgotten.
 
-Every variant is one `fedloom run` in a process of its own. Training time is the CPU time of rounds, evaluation excluded;
-peak memory is the process's largest resident size, evaluation and start included.
+Every variant is one `fedloom run` in a process of its own. Training time is the CPU time of rounds, evaluation
+excluded; peak memory is the process's largest resident size, evaluation and start included.
 """
 
 import json
@@ -77,9 +77,9 @@ def alone(config: Any, sink: Any) -> dict[str, float]:
     """The mean over clients of: train alone, then answer everybody's test rows."""
     from fedloom import run
     from fedloom.assembly import Parts
-    from fedloom.engine.requests import Evaluate
     from fedloom.contracts import Call
     from fedloom.engine.reference import Reference
+    from fedloom.engine.requests import Evaluate
 
     done = run(config, [sink])
     from safetensors.torch import load_file

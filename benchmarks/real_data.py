@@ -1,7 +1,8 @@
 """Real data on the embedded model: FedAvg beside each client alone and all rows in one place, equal examples a round.
 
-Small budgets on purpose (minutes of one core). A byte-level model of 1.8 M parameters cannot follow these texts; the losses
-show that federated tuning learns what the data has to teach such a model, nothing more. Writes docs/results/*.svg.
+Small budgets on purpose (minutes of one core). A byte-level model of 1.8 M parameters cannot follow these texts; the
+losses show that federated tuning learns what the data has to teach such a model, nothing more. Writes
+docs/results/*.svg.
 """
 
 import json
@@ -16,7 +17,8 @@ from typing import Any
 from machine import peak_mib, say, table, write
 
 COMMON = [
-    "model=nano", "adapter={kind: lora, rank: 16, alpha: 32, targets: all-linear}", "evaluate.metrics=[loss, perplexity]",
+    "model.name=nano", "adapter={kind: lora, rank: 16, alpha: 32, targets: all-linear}",
+    "evaluate.metrics=[loss, perplexity]",
     "data.overlong=cut", "data.max_length=1024", "evaluate.every=3", "evaluate.rows_per_client=6", "local.batch_size=4",
     "local.lr=2e-3", "local.schedule={name: linear, floor: 0.2}", "evaluate.batch_size=16",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """1,613 registered clients (natural_instructions, real) against 16, with the same cohort: start, rounds, memory.
 
-Each federation runs in a process of its own; rounds ask 16 clients (1 % of 1,613). The second federation is the first 16
-clients of the same data. Peak memory is the process's largest resident size.
+Each federation runs in a process of its own; rounds ask 16 clients (1 % of 1,613). The small federation is the first
+16 clients of the same data. Peak memory is the process's largest resident size.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from typing import Any
 
 from machine import median, peak_mib, say, table, write
@@ -36,7 +37,6 @@ def main() -> int:
 
 def measure(clients: int) -> dict[str, Any]:
     from fedloom import load
-    from fedloom.assembly import Parts
     from fedloom.events import Event, RoundFinished, RoundStarted
     from fedloom.experiment import run
     from fedloom.models.load import load_model
@@ -65,8 +65,7 @@ def measure(clients: int) -> dict[str, Any]:
         load_model(config.model)  # warms what every start pays: imports and the file cache
         loaded[0] = time.perf_counter()
         run(config, [sink])
-    assert Parts
-    spans = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+    spans = [b - a for a, b in pairwise(stamps)]
     return {
         "clients": clients, "cohort": COHORT, "start s": round(loaded[1], 1), "round CPU s": round(median(spans), 3),
         "tokens / round": round(median([float(t) for t in tokens])),
