@@ -132,6 +132,27 @@ def test_a_folder_interrupted_while_it_is_put_in_place_is_the_old_or_the_new(tmp
     assert everything(tmp_path) in (whole(b"old"), whole(b"new"))
 
 
+@pytest.mark.parametrize("new_is_there", [False, True])
+@pytest.mark.parametrize("after", ["recover", "another folder"])
+def test_a_kill_between_two_renames_loses_neither(tmp_path, new_is_there, after):
+    """The old folder had stepped aside: it comes back, unless the new one already stands in its place."""
+    for name, data in ((".f.old", b"old"), *((("f", b"new"),) if new_is_there else ())):
+        (tmp_path / name).mkdir()
+        fill(tmp_path / name, data)
+    wanted = b"new" if new_is_there else b"old"
+    if after == "recover":
+        atomic.recover(tmp_path / "f")
+    else:
+        with pytest.raises(ValueError, match="again"), atomic.folder(tmp_path / "f"):
+            raise ValueError("again")
+    assert everything(tmp_path) == whole(wanted)
+
+
+def test_there_may_be_nothing_to_recover(tmp_path):
+    atomic.recover(tmp_path / "f")
+    assert everything(tmp_path) == {}
+
+
 def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     flushed = []
     fsync = os.fsync

@@ -128,4 +128,6 @@ def test_a_line_is_json_whatever_the_numbers(value, tmp_path):
     log = JsonLines(tmp_path / "events.jsonl")
     log(Evaluated(1, "test", {"perplexity": value}, {"client-0": {"perplexity": value}}, 0.1))
     log.close()
-    json.loads((tmp_path / "events.jsonl").read_text(), parse_constant=refuse)
+    found = json.loads((tmp_path / "events.jsonl").read_text(), parse_constant=refuse)
+    assert found["metrics"]["perplexity"] == found["clients"]["client-0"]["perplexity"] == repr(value)
+    assert repr(float(found["metrics"]["perplexity"])) == repr(value)

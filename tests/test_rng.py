@@ -14,10 +14,10 @@ keys = st.tuples(st.integers(), st.text(st.characters(exclude_categories=["C"]),
 LAW = settings(deadline=None, derandomize=True, max_examples=300)
 
 PINNED = {
-    (0, "cohort", 0, 0): 5010646252749863917,
-    (1, "batches", "turn 0"): 8937749083280195389,
-    (-7, "client", 3, -1): 7680348822998761947,
-    (2**70, ""): 1576936561767852927,
+    (0, "cohort", 0, 0): 6988623756707919227,
+    (1, "batches", "turn 0"): 4712169640096891643,
+    (-7, "client", 3, -1): 6125294663353765879,
+    (2**70, ""): 1106372074201211416,
 }
 
 
@@ -28,9 +28,9 @@ def test_keys_are_what_they_always_were(arguments):
 
 
 def test_draws_are_what_they_always_were():
-    assert rng.permutation(rng.key(0, "cohort", 0, 0), 8) == [3, 4, 5, 6, 2, 1, 0, 7]
-    assert rng.python(rng.key(0, "x")).random() == 0.17124315332794016
-    assert torch.rand(2, generator=rng.generator(rng.key(0, "x"))).tolist() == [0.5026364326477051, 0.8573590517044067]
+    assert rng.permutation(rng.key(0, "cohort", 0, 0), 8) == [0, 6, 7, 4, 1, 2, 5, 3]
+    assert rng.python(rng.key(0, "x")).random() == 0.05272697428204309
+    assert rng.uniform(rng.key(0, "x"), 2).tolist() == [0.9260683707861203, 0.5991396750793272]
 
 
 @LAW
@@ -85,11 +85,11 @@ def test_neighbouring_keys_do_not_resemble_each_other():
 
 
 @pytest.mark.parametrize("bit", [0, 31, 32, 45, 62])
-@pytest.mark.parametrize("draw", ["generator", "python", "permutation"])
+@pytest.mark.parametrize("draw", ["uniform", "python", "permutation"])
 def test_every_bit_of_a_key_counts(bit, draw):
     """Keys that differ anywhere give other numbers: half the bits would meet again after 65 thousand keys."""
     draws = {
-        "generator": lambda seed: torch.rand(8, generator=rng.generator(seed)).tolist(),
+        "uniform": lambda seed: rng.uniform(seed, 8).tolist(),
         "python": lambda seed: [rng.python(seed).random()],
         "permutation": lambda seed: rng.permutation(seed, 40),
     }
@@ -114,7 +114,7 @@ def test_every_order_is_drawn_about_equally_often():
 def test_no_global_generator_is_touched():
     before = torch.get_rng_state(), random.getstate()
     seed = rng.key(3, "x")
-    torch.rand(3, generator=rng.generator(seed))
+    rng.normal(seed, 3)
     rng.python(seed).random()
     rng.permutation(seed, 5)
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -131,6 +131,6 @@ def test_the_global_generators_do_not_matter():
 
 
 def test_two_generators_of_one_key_do_not_disturb_each_other():
-    left, right = rng.generator(5), rng.generator(5)
-    torch.rand(4, generator=left)
-    assert torch.equal(torch.rand(3, generator=right), torch.rand(3, generator=rng.generator(5)))
+    left, right = rng.numbers(5), rng.numbers(5)
+    left.random(4)
+    assert right.random(3).tolist() == rng.numbers(5).random(3).tolist()

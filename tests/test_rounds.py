@@ -8,8 +8,9 @@ from contract.links import Passing
 from fedloom.contracts import Missing, TooFewReplies
 from fedloom.errors import RunStopped
 from fedloom.rounds import advance, one_round
+from fedloom.runtime.federation import Traffic
 from fedloom.runtime.site import Reply
-from seam.pages import Ditto
+from seam.pages import Ditto, FedBuff
 from seam.quadratic import World
 
 
@@ -19,10 +20,18 @@ class Hub:
 
     round: int = 0
     attempt: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+    flight: int = 0
     rewound: list[int] = field(default_factory=list)
 
     def rewind(self, round: int) -> None:
         self.rewound.append(round)
+
+    def snapshot(self) -> int:
+        return self.flight
+
+    def restore(self, flight: int) -> None:
+        self.flight = flight
 
 
 @dataclass
@@ -34,6 +43,10 @@ class Page:
 
     def round(self, state: int, hub: Hub) -> int:
         self.tried.append((hub.round, hub.attempt, state))
+        hub.flight += 1
+        hub.traffic.bytes_down += 100
+        hub.traffic.missing += 1
+        hub.traffic.examples += 8
         if hub.attempt < self.fails.get(hub.round, 0):
             raise TooFewReplies(1, 2, {7: Missing("late", "asleep")})
         return state + 10
@@ -59,6 +72,14 @@ def test_a_failed_round_is_tried_again_from_the_same_state():
     assert advance(page, 0, hub, 3, retries=2) == 30
     assert page.tried == [(0, 0, 0), (1, 0, 10), (1, 1, 10), (1, 2, 10), (2, 0, 20)]
     assert hub.rewound == [1, 1]  # everything clients wrote after the one round that is behind us
+    assert hub.flight == 3  # the work of the attempts that count
+
+
+def test_what_a_failed_attempt_cost_is_counted_and_what_it_trained_is_not():
+    """Two failed attempts and one that counts: bytes were sent three times, eight examples were learned from."""
+    hub = Hub()
+    one_round(Page({0: 2}), 0, hub, retries=2)
+    assert (hub.traffic.bytes_down, hub.traffic.missing, hub.traffic.examples) == (300, 3, 8)
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
@@ -85,11 +106,12 @@ def test_a_bug_is_not_tried_again():
 class LosingFirst(Passing):
     """Loses the last `lost` replies of the first collect, after the others were counted."""
 
-    lost = 2
+    lost, asked = 2, 0
 
     def ask(self, dispatches):
+        self.asked += 1
         for place, reply in enumerate(self.inner.ask(dispatches)):
-            gone = dispatches[0].number == 0 and place >= len(dispatches) - self.lost
+            gone = self.asked == 1 and place >= len(dispatches) - self.lost
             yield Reply(reply.dispatch, None, Missing("late", "-"), reply.summary, 0) if gone else reply
 
 
@@ -103,3 +125,15 @@ def test_a_failed_attempt_leaves_no_trace_in_memories():
     assert first != second
     store = hub.link.inner.site.store  # type: ignore[attr-defined]
     assert {i for i in range(12) if store.open(i).memory.entries} == second
+
+
+def test_a_failed_attempt_leaves_no_work_in_flight():
+    """Of four at work two are lost; what is in flight after the stop is what was before the round: nothing."""
+    world = World(min_replies=2)
+    page = FedBuff()
+    hub = world.hub(page, wrap=LosingFirst)
+    before = hub.snapshot()
+    with pytest.raises(RunStopped):
+        one_round(page, page.init(world.start()), hub, retries=0)
+    assert hub.snapshot() == before
+    assert hub.busy() == frozenset()

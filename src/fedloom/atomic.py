@@ -30,7 +30,8 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when the block ended well; an older one is replaced."""
-    aside = path.with_name(f".{path.name}.partial")
+    aside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    recover(path)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -38,12 +39,23 @@ def folder(path: Path) -> Iterator[Path]:
         for file in aside.rglob("*"):
             if file.is_file():
                 _sync(file)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
         aside.rename(path)
         _sync(path.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    finally:
+        recover(path)
+
+
+def recover(path: Path) -> None:
+    """Finish what a killed process left half done: the older folder comes back, or goes where the new one is there."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -18,6 +18,7 @@ from fedloom.errors import UserError
 from fedloom.runtime.federation import FederationState
 
 S = TypeVar("S")
+FILES = {"state.safetensors", "federation.safetensors", "progress.json"}
 REMEDY = "remove that folder, and resume goes on from the checkpoint before it"
 
 
@@ -69,7 +70,8 @@ def save(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 def found(root: Path) -> list[Path]:
     """Checkpoints under `root`, oldest first."""
-    return sorted((p for p in root.glob("round-*") if p.is_dir()), key=round_of)
+    whole = (p for p in root.glob("round-*") if p.is_dir() and p.name.removeprefix("round-").isdigit())
+    return sorted(whole, key=round_of)
 
 
 def round_of(path: Path) -> int:
@@ -89,6 +91,8 @@ def load(path: Path, kind: type) -> Checkpoint:
     """
     try:
         sums = json.loads((path / "sums.json").read_text())
+        if not isinstance(sums, dict) or set(sums) != FILES:
+            raise ValueError(f"sums.json does not list {', '.join(sorted(FILES))}")
         files = {file: (path / file).read_bytes() for file in sums}
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}; {REMEDY}") from None

@@ -4,6 +4,7 @@ Every number of a report comes from here. Times are seconds of wall clock; sizes
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -186,8 +187,19 @@ class Events:
 
 
 def record(event: Event) -> dict[str, Any]:
-    """The event as a flat JSON object with its kind and the time of day (seconds since 1970)."""
-    return {"event": type(event).__name__, "time": round(time.time(), 3), **asdict(event)}
+    """The event as a flat JSON object with its kind and the time of day (seconds since 1970).
+
+    JSON has no infinite numbers and no NaN: they become the texts "inf", "-inf" and "nan".
+    """
+    return {"event": type(event).__name__, "time": round(time.time(), 3), **_plain(asdict(event))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return type(value)(_plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 class JsonLines:

@@ -133,6 +133,7 @@ class Session:
         self.parts, self.config, self.path = parts, parts.config, path
         self.saved = saved
         if saved is not None:
+            atomic.recover(path / "checkpoints" / "best")
             recorder.rewind(path, saved.progress.round)
         self.recorder = Recorder(path, self.config.evaluate.metrics)
         self.log = JsonLines(path / "events.jsonl")
@@ -281,6 +282,8 @@ class Session:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.folder(path) as aside:
             adapters.save(self.parts.adapted, self.config.adapter, x, location(self.config.model.name), aside)
+            if self.config.adapter.kind == "full":
+                self.parts.tokenizer.save_pretrained(str(aside))
 
     def _finished(self, status: str) -> None:
         self.events(RunFinished(self.hub.round, time.perf_counter() - self.begun, status))

@@ -36,7 +36,9 @@ def export(folder: Path, out: Path, merge: bool) -> Path:
     tokenizer = load_tokenizer(config.model)
     if merge and not isinstance(config.adapter, FullConfig):
         with quiet():
-            module = _with_adapter(_base(config), final).merge_and_unload()
+            tuned = _with_adapter(_base(config), final)
+            _untie(tuned)
+            module = tuned.merge_and_unload()
         module.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
     else:
@@ -104,6 +106,15 @@ def _with_adapter(base: Base, folder: Path) -> Any:
     with quiet():
         module = PeftModel.from_pretrained(base.module.to(torch.float32), str(folder))
     return module.to(base.device).eval()
+
+
+def _untie(module: Any) -> None:
+    """Give an adapted output layer its own weights: merged into tied ones, the adapter would change the input too."""
+    inner = module.get_base_model()
+    head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
+    if hasattr(head, "lora_A") and head.base_layer.weight is embedding.weight:
+        head.base_layer.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+        inner.config.tie_word_embeddings = False
 
 
 def _final(folder: Path) -> Path:

@@ -229,6 +229,15 @@ def test_parts_of_another_shape_are_not_merged(other):
         Sum().merge(added(Sum(), [torch.zeros(3)]), added(Sum(), [torch.zeros(other)]))
 
 
+@pytest.mark.parametrize("first", [1.0, torch.ones(1), torch.ones(())])
+def test_numbers_and_tensors_do_not_mix(first):
+    other = torch.ones(1) if isinstance(first, float) else 1.0
+    with pytest.raises(ValueError):
+        Sum().add(added(Sum(), [first]), other, None)
+    with pytest.raises(ValueError):
+        Sum().merge(added(Sum(), [first]), added(Sum(), [other]))
+
+
 @pytest.mark.parametrize("value", [1.0, torch.ones(2)])
 def test_a_mean_of_no_weight_is_no_number(value):
     """No NaN is averaged silently: replies whose weights sum to nothing have no mean."""

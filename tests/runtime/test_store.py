@@ -54,7 +54,7 @@ class Transactions(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory() if disk else None
         self.shelf = Dying(OnDisk(Path(self.folder.name)) if self.folder else InMemory())
         self.store = Store(self.shelf)
-        self.round = self.saved = 0
+        self.round, self.saved = 0, []
         self.truth = {client: {0: {}} for client in CLIENTS}  # every version ever kept, by round
         self.life = 0  # processes before this one
         self.reply = dict.fromkeys(CLIENTS, 0)  # tasks end with the attempt they belong to
@@ -116,11 +116,11 @@ class Transactions(RuleBasedStateMachine):
         self.round += 1
         self.reply = {client: number + 1 for client, number in self.reply.items()}
         if saves:
-            self.saved = self.round
+            self.saved = [*self.saved, self.round][-2:]
             if not told:  # killed between the checkpoint and the news of it
                 self.restart()
             else:
-                self.store.commit(self.round)
+                self.store.commit(*self.on_disk())
 
     @rule(
         who=st.lists(st.sets(st.sampled_from(CLIENTS)), min_size=1, max_size=4),
@@ -162,15 +162,25 @@ class Transactions(RuleBasedStateMachine):
         self.restart()
         return multiple()
 
+    def on_disk(self):
+        return self.saved or [0]
+
+    @precondition(lambda self: len(self.saved) == 2)
+    @rule()
+    def newest_checkpoint_is_damaged(self):
+        """And was removed, as the message says: the one before it must do."""
+        self.saved = self.saved[:1]
+        self.restart()
+
     def restart(self):
-        """As a run is resumed: from the last checkpoint on disk."""
+        """As a run is resumed: from the newest checkpoint on disk; there are two."""
         self.shelf.left = None
         self.life += 1
         self.store = Store(self.shelf)
-        self.store.commit(self.saved)
-        self.store.rewind(self.saved)
-        self.round = self.saved
-        self.forget_after(self.saved)
+        self.store.commit(*self.on_disk())
+        self.round = self.on_disk()[-1]
+        self.store.rewind(self.round)
+        self.forget_after(self.round)
 
     @invariant()
     def everybody_remembers_what_counted(self):
@@ -180,7 +190,7 @@ class Transactions(RuleBasedStateMachine):
     @invariant()
     def few_versions_are_kept(self):
         for client in CLIENTS if hasattr(self, "truth") else ():
-            assert len(self.shelf.rounds(client)) <= 3
+            assert len(self.shelf.rounds(client)) <= 4
 
     def teardown(self):
         if getattr(self, "folder", None):
@@ -298,13 +308,24 @@ def test_tasks_side_by_side_do_not_see_each_other(shelf):
 
 
 def test_versions_between_checkpoints_stay_few(shelf):
-    """Nine rounds since the checkpoint of round 2: versions 2 (a crash), 10 (this round again) and 11 are needed."""
+    """Checkpoints of rounds 2 and 5: versions 2 and 5 (a crash), 10 (this round again) and 11 are needed."""
     store = Store(shelf)
     for round in range(1, 12):
         kept(store, 3, round, a=round)
-        if round == 2:
-            store.commit(2)
-    assert shelf.rounds(3) == [2, 10, 11]
+        if round in (2, 5):
+            store.commit(*[2, 5][: 1 + (round == 5)])
+    assert shelf.rounds(3) == [2, 5, 10, 11]
+
+
+def test_a_checkpoint_between_two_versions_needs_the_older(shelf):
+    """Asked in rounds 1, 4, 8, 9 and 10 with checkpoints of 3 and 6: 1 and 4 are what was known then."""
+    store = Store(shelf)
+    for round in (1, 4, 8, 9, 10):
+        kept(store, 3, round, a=round)
+        store.commit(*[r for r in (3, 6) if r <= round])
+    assert shelf.rounds(3) == [1, 4, 9, 10]
+    store.rewind(3)
+    assert store.open(3).get("a") == 1
 
 
 def test_the_servers_own_worker_has_a_memory_too(shelf):

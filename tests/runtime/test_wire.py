@@ -110,9 +110,9 @@ def test_another_message_is_encoded_anew():
     """Equal tensors are not enough: of the last message, each field must be the very same object."""
     one, other = marshal(), Down(DOWN.x + 1)
     one.dispatch_frame(SENT)
-    assert torch.equal(one.dispatch(*one.dispatch_frame(replace(SENT, down=other))).down.x, other.x)
-    again = one.dispatch_frame(replace(SENT, round=4))
+    again = one.dispatch_frame(replace(SENT, round=4))  # the same message in the next round
     assert one.dispatch(*again).round == 4
+    assert torch.equal(one.dispatch(*one.dispatch_frame(replace(SENT, down=other))).down.x, other.x)
     news = one.dispatch_frame(replace(SENT, task="other", down=News(DOWN.x)))
     assert isinstance(one.dispatch(*news).down, News)
 

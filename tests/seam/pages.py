@@ -210,7 +210,7 @@ class SeedsAndScalars(Shared):
         return self.rebuild(s.a)
 
     def direction(self, k: int) -> Tensor:
-        return torch.randn(len(self.w0), generator=rng.generator(rng.key(9, "pool", k)), dtype=torch.float64)
+        return rng.normal(rng.key(9, "pool", k), len(self.w0))
 
     def rebuild(self, a: Tensor) -> Tensor:
         return self.w0 - self.lr * sum(a[k] * self.direction(k) for k in range(self.pool))
@@ -221,8 +221,8 @@ class SeedsAndScalars(Shared):
 
     async def local(self, down: Accumulators, client: Client) -> Accumulators:
         w, a = self.rebuild(down.a), torch.zeros(self.pool, dtype=torch.float64)
-        seeds = rng.generator(client.key("seeds"))
-        for k in torch.randint(self.pool, (6,), generator=seeds).tolist():
+        seeds = rng.numbers(client.key("seeds"))
+        for k in seeds.integers(self.pool, size=6).tolist():
             z = self.direction(k)
             up, low = await client.probe([w + self.eps * z, w - self.eps * z])
             g = (up - low) / (2 * self.eps)
@@ -371,14 +371,14 @@ class PoissonNoise(Shared):
     q, noise = 0.25, 0.01
 
     def cohort(self, fed: Federation) -> list[int]:
-        u = torch.rand(len(fed.clients), generator=rng.generator(rng.key(77, "secret cohort", fed.round)))
+        u = rng.uniform(rng.key(77, "secret cohort", fed.round), len(fed.clients))
         return [i for i in fed.clients if u[i] < self.q]
 
     def round(self, s: State, fed: Federation) -> State:
         expected = self.q * len(fed.clients)
         rule = Mean(uniform=True, over=expected)
         got = fed.collect(self.local, lambda _: Point(s.x), self.cohort(fed), rule)
-        z = torch.randn(len(s.x), generator=rng.generator(rng.key(77, "secret noise", fed.round)), dtype=torch.float64)
+        z = rng.normal(rng.key(77, "secret noise", fed.round), len(s.x))
         mean = got.value.x if got.clients else torch.zeros_like(s.x)
         return State(s.x + mean + self.noise * z)
 
@@ -431,7 +431,7 @@ class PairwiseMasks:
         for peer in peers:
             if peer != client.id:
                 pair = rng.key(4, "pair", min(peer, client.id), max(peer, client.id))
-                mask = torch.randn(len(dy) + 1, generator=rng.generator(pair), dtype=torch.float64)
+                mask = rng.normal(pair, len(dy) + 1)
                 sign = 1.0 if client.id < peer else -1.0
                 dy, weight = dy + sign * mask[1:], weight + sign * float(mask[0])
         return Update(dy=dy, weight=weight)

@@ -65,11 +65,8 @@ def rows_of(client: ClientId, clients: int, seed: int = 3) -> Rows:
     """Client i holds 6 + 2 i rows of its own problem; the server's worker holds everybody's."""
     if client == HOME:
         return Rows(sum((rows_of(i, clients, seed).rows for i in range(clients)), ()))
-    g = rng.generator(rng.key(seed, "problem"))
-    centre = torch.randn(SIZE, generator=g, dtype=torch.float64)
-    g = rng.generator(rng.key(seed, "rows", client))
-    own = centre + 0.3 * torch.randn(SIZE, generator=g, dtype=torch.float64)
-    h = torch.randn(6 + 2 * client, SIZE, generator=g, dtype=torch.float64)
+    own = rng.normal(rng.key(seed, "problem"), SIZE) + 0.3 * rng.normal(rng.key(seed, "own", client), SIZE)
+    h = rng.normal(rng.key(seed, "rows", client), 6 + 2 * client, SIZE)
     return Rows(tuple(Row(row, row @ own) for row in h))
 
 
@@ -126,7 +123,7 @@ class QuadraticEngine:
         w = job.w.clone().requires_grad_()
         value = loss(weights(w, layout), batch)
         (g,) = torch.autograd.grad(value, w)
-        keep = torch.rand(len(g), generator=rng.generator(rng.key(request.seed, "mask", k))) >= self.dropout
+        keep = rng.uniform(rng.key(request.seed, "mask", k), len(g)) >= self.dropout
         g = g * keep
         if request.correct is not None:
             g = request.correct(g, job.w, *request.with_)
@@ -225,7 +222,7 @@ class World:
         layout = self.layout(-1)
         if not self.ranks:
             return torch.zeros(SIZE, dtype=torch.float64)
-        return torch.randn(layout.size, generator=rng.generator(5), dtype=torch.float64) * 0.5
+        return rng.normal(5, layout.size) * 0.5
 
     def total(self, x: Tensor) -> float:
         """Mean loss over all clients of shared weights."""

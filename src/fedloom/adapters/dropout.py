@@ -36,6 +36,8 @@ class KeyedDropout(nn.Module):
         if self.moment.seed is None:
             raise RuntimeError("dropout in a training pass without a key: the engine must set `Moment.seed`")
         real = self.moment.real
+        if real is not None and real.shape != x.shape[:-1]:
+            real = real.reshape(x.shape[:-1])  # some models lay all tokens out in one row
         count = x.shape[:-1].numel() if real is None else int(real.sum())
         kept = torch.from_numpy(draw(rng.key(self.moment.seed, self.name), count, x.shape[-1], self.p)).to(x.device)
         if real is None:

@@ -83,8 +83,7 @@ def start_vector(layout: Layout, seed: int) -> Params:
     start = torch.zeros(layout.size)
     for leaf in layout.leaves:
         if leaf.factor == "A":
-            source = rng.generator(rng.key(seed, "lora start", leaf.name))
-            values = torch.rand(leaf.shape, generator=source) * 2 - 1
+            values = rng.uniform(rng.key(seed, "lora start", leaf.name), *leaf.shape) * 2 - 1
             start[leaf.offset : leaf.offset + leaf.size] = (values / leaf.shape[1] ** 0.5).reshape(-1)
     return start
 

@@ -47,6 +47,8 @@ class Total:
                 )
             add_scaled(self.value, value, weight)
         else:
+            if isinstance(self.value, Tensor):
+                raise ValueError("a plain number cannot be added to a tensor; replies must look alike")
             self.value = (self.value or 0.0) + weight * float(value)
         self.weight += weight
 
@@ -54,10 +56,20 @@ class Total:
         """Both sums as one."""
         if self.value is None or other.value is None:
             return other if self.value is None else self
+        if getattr(self.value, "shape", ()) != getattr(other.value, "shape", ()) or type(self.value) is not type(
+            other.value
+        ):
+            raise ValueError("sums of different shapes cannot be merged; they come from different layouts")
         return Total(self.value + other.value, self.weight + other.weight, self.dtype)
 
     def over(self, divisor: float) -> Value:
-        """The sum divided, in the replies' own format."""
+        """The sum divided, in the replies' own format.
+
+        Raises:
+            ValueError: the divisor is 0.
+        """
+        if divisor == 0:
+            raise ValueError("the weights of all replies sum to 0, so they have no mean")
         if isinstance(self.value, Tensor):
             return (self.value / divisor).to(self.dtype)
         return float(self.value) / divisor

@@ -14,8 +14,7 @@ from fedloom.contracts import Message, Missing, Weighted
 def fault(up: Message, hidden: bool = False) -> Missing | None:
     """Why the reply must not count, or None; a `hidden` reply shows nothing but that it is finite."""
     for path, value in numbers(up):
-        finite = bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)
-        if not finite:
+        if not _finite(value):
             return Missing("nonfinite", f"{path} holds a number that is not finite")
     if hidden or not isinstance(up, Weighted):
         return None
@@ -24,6 +23,15 @@ def fault(up: Message, hidden: bool = False) -> Missing | None:
     if up.weight == 0:
         return Missing("failed", "its weight is 0: no example was trained on")
     return None
+
+
+def _finite(value: Tensor | float) -> bool:
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value).all())
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number no float can hold
+        return False
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, Tensor | float]]:

@@ -61,7 +61,7 @@ def size(value: Any, envelope: Envelope | None = None) -> int:
     header, tensors = _split(value, envelope)
     entries: dict[str, Any] = {"__metadata__": header}
     offset = 0
-    for name in sorted(tensors, key=lambda n: (-tensors[n].element_size(), n)):
+    for name in sorted(tensors, key=lambda n: (ORDER.index(tensors[n].dtype), n)):
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
         entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
@@ -85,14 +85,24 @@ def decode(kind: type[V], data: bytes, expect: Envelope | None = None) -> V:
     if header.get("format") != FORMAT:
         raise CodecError(f"these bytes are of format {header.get('format')!r}, this version reads {FORMAT!r}")
     if expect is not None:
-        _check(header.get("envelope", {}), expect)
+        _check(header.get("envelope"), expect)
     try:
         tensors = safetensors.torch.load(data)
     except SafetensorError as error:
         raise CodecError(f"{len(data)} bytes are not a whole message: {error}") from None
-    return typing.cast(V, _join(kind, header["body"], tensors, kind.__name__))
+    try:
+        return typing.cast(V, _join(kind, header["body"], tensors, kind.__name__))
+    except CodecError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CodecError(f"the message's body does not fit {kind.__name__}: {error!r}") from None
 
 
+ORDER = (
+    torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)  # fmt: skip
+"""Formats in the order safetensors lays them out."""
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -110,12 +120,16 @@ def _split(value: Any, envelope: Envelope | None) -> tuple[dict[str, str], dict[
 
 
 def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for everything but tensors, which are put aside under their path."""
+    """JSON for everything but tensors, which are put aside under a number."""
     if isinstance(value, Tensor):
         if value.dtype not in _DTYPES:
             raise TypeError(f"{path}: a tensor of {value.dtype} cannot travel")
-        tensors[path] = value.detach().cpu().contiguous()
-        return {"t": path}
+        name = str(len(tensors))
+        plain = value.detach().cpu().contiguous()
+        if any(plain.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in tensors.values()):
+            plain = plain.clone()  # safetensors refuses shared memory; what shares it here is no business of the wire
+        tensors[name] = plain
+        return {"t": name}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -139,12 +153,15 @@ def _header(data: bytes) -> dict[str, Any]:
         raise CodecError(f"a message of {len(data)} bytes announces a header of {length}: it is truncated or foreign")
     try:
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
-    except (ValueError, KeyError, TypeError):
-        raise CodecError("the message's header is not readable: it is damaged or foreign") from None
-    return typing.cast("dict[str, Any]", header)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise CodecError("the message's header is not readable: it is damaged or foreign")
+    return header
 
 
-def _check(found: Mapping[str, Any], expect: Envelope) -> None:
+def _check(found: Any, expect: Envelope) -> None:
+    found = found if isinstance(found, dict) else {}
     for name, wanted in dataclasses.asdict(expect).items():
         if wanted != found.get(name):
             raise CodecError(f"the message is for {name} {found.get(name)!r}, expected is {name} {wanted!r}")
@@ -193,11 +210,12 @@ def _join_items(kind: Any, node: Any, tensors: Mapping[str, Tensor], path: str) 
     if not isinstance(node, list):
         return _misfit(kind, node, path)
     args = typing.get_args(kind)
-    kinds = [args[0]] * len(node) if len(args) == 1 or (len(args) == 2 and args[1] is Ellipsis) else list(args)
+    whole = (typing.get_origin(kind) or kind) is list
+    kinds = [args[0]] * len(node) if whole or (len(args) == 2 and args[1] is Ellipsis) else list(args)
     if len(kinds) != len(node):
         raise CodecError(f"{path}: {len(node)} items where {len(kinds)} belong")
     items = [_join(k, v, tensors, f"{path}.{i}") for i, (k, v) in enumerate(zip(kinds, node, strict=True))]
-    return items if (typing.get_origin(kind) or kind) is list else tuple(items)
+    return items if whole else tuple(items)
 
 
 def _join_union(kinds: tuple[Any, ...], node: Any, tensors: Mapping[str, Tensor], path: str) -> Any:

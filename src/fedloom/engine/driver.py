@@ -35,6 +35,7 @@ class _Drive(Generic[T]):
         self.jobs: Iterator[Job[T]] | None = jobs
         self.engine, self.window = engine, window
         self.begun = dict[ClientId, T | ClientFailed | None]()  # in order; the reply once its coroutine has ended
+        self.seen = set[ClientId]()
         self.live = dict[ClientId, Coroutine[Any, Any, T]]()
         self.waiting = deque[Call[Any]]()  # for room in the engine
         self.admitted = set[ClientId]()
@@ -65,9 +66,10 @@ class _Drive(Generic[T]):
             self.jobs = None
             return False
         client, coroutine = job
-        if client in self.begun:
+        if client in self.seen:
             coroutine.close()
             raise ValueError(f"client {client} is asked twice in one collect")
+        self.seen.add(client)
         self.begun[client], self.live[client] = None, coroutine
         self._resume(client, None)
         return True
@@ -116,4 +118,7 @@ class _Drive(Generic[T]):
             coroutine.close()
         if isinstance(self.jobs, Generator):  # jobs not yet begun are not yet made either
             self.jobs.close()
+        else:
+            for _, coroutine in self.jobs or ():
+                coroutine.close()
         self.engine.abandon()

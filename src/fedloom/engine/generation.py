@@ -1,6 +1,7 @@
 """Greedy answers to many prompts, in batches of similar lengths, filled up on the left."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,17 +17,32 @@ def answers(
     batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """The text after each prompt (token ids), up to a stop token, in the order of the prompts."""
+    """The text after each prompt (token ids), up to a stop token, in the order of the prompts.
+
+    A prompt that leaves less room than `max_new_tokens` before the model's last position gets a shorter answer.
+    """
     module.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = [""] * len(prompts)
-    for i in range(0, len(order), batch_size):
-        chosen = order[i : i + batch_size]
-        for j, ids in zip(
-            chosen, _continue(module, tokenizer, [prompts[j] for j in chosen], stop_ids, max_new_tokens), strict=True
-        ):
-            found[j] = tokenizer.decode(ids, skip_special_tokens=True)
+    with _plain_settings(module):
+        for room, chosen in _batches(prompts, max(1, batch_size), max_new_tokens, _positions(module)):
+            batch = [prompts[i] for i in chosen]
+            for i, ids in zip(chosen, _continue(module, tokenizer, batch, stop_ids, room), strict=True):
+                found[i] = tokenizer.decode(ids, skip_special_tokens=True)
     return found
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], size: int, longest: int, positions: int | None
+) -> Iterator[tuple[int, list[int]]]:
+    """How many tokens may follow, and which prompts; those with equal room and similar lengths together."""
+    by_room: dict[int, list[int]] = {}
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        room = longest if positions is None else min(longest, positions - len(prompts[i]))
+        if room > 0:
+            by_room.setdefault(room, []).append(i)
+    for room, chosen in by_room.items():
+        for i in range(0, len(chosen), size):
+            yield room, chosen[i : i + size]
 
 
 def _continue(
@@ -46,14 +62,33 @@ def _continue(
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        temperature=None,
-        top_p=None,
-        top_k=None,
         pad_token_id=pad,
         eos_token_id=list(stop_ids),
     )
     stops = set(stop_ids)
     return [_until(row, stops) for row in out[:, width:].tolist()]
+
+
+@contextmanager
+def _plain_settings(module: nn.Module) -> Iterator[None]:
+    """Without the generation settings a model ships (penalties, sampling): scores must not depend on them."""
+    from transformers import GenerationConfig
+
+    inner = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
+    owners: list[Any] = [inner] if inner is module else [inner, module]
+    before = [owner.generation_config for owner in owners]
+    for owner in owners:
+        owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for owner, settings in zip(owners, before, strict=True):
+            owner.generation_config = settings
+
+
+def _positions(module: nn.Module) -> int | None:
+    limit = getattr(module.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
 def _until(ids: list[int], stops: set[int]) -> list[int]:

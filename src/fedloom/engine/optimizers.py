@@ -28,7 +28,13 @@ def check(config: OptimizerConfig) -> None:
     Raises:
         UserError: it does not.
     """
-    make(config, [nn.Parameter(torch.zeros(2, 2))], 1e-3)
+    tensor = nn.Parameter(torch.zeros(2, 2))
+    optimizer = make(config, [tensor], 1e-3)
+    tensor.grad = torch.ones_like(tensor)
+    try:
+        optimizer.step()  # some settings are looked at only here
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise _refused(config, error) from None
 
 
 def make(config: OptimizerConfig, tensors: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -44,6 +50,9 @@ def make(config: OptimizerConfig, tensors: Sequence[nn.Parameter], lr: float) ->
             f"local.optimizer.name={config.name}: " + (why or f"torch.optim has none.{nearest(name, known)}")
         )
     takes = inspect.signature(known[name]).parameters
+    elsewhere = {"lr": "local.lr", "weight_decay": "local.optimizer.weight_decay", "params": "adapter"}
+    for key in sorted(set(config.args) & set(elsewhere)):
+        raise UserError(f"local.optimizer.args: {key} has a place of its own, {elsewhere[key]}; say it there")
     arguments: dict[str, Any] = {"lr": lr, **config.args}
     if "weight_decay" in takes:
         arguments["weight_decay"] = config.weight_decay
@@ -54,10 +63,18 @@ def make(config: OptimizerConfig, tensors: Sequence[nn.Parameter], lr: float) ->
         raise UserError(
             f"local.optimizer.args: {config.name} does not take {', '.join(unknown)} (it takes {[*takes][1:]})"
         )
-    if "fused" in takes and "fused" not in config.args and tensors[0].is_floating_point():
+    if (
+        "fused" in takes
+        and not {"fused", "foreach", "differentiable"} & set(config.args)
+        and tensors[0].is_floating_point()
+    ):
         arguments["fused"] = True  # one pass over memory; the same numbers
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
     try:
         return known[name](list(tensors), **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"local.optimizer: torch refuses these settings of {config.name}: {error}") from None
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise _refused(config, error) from None
+
+
+def _refused(config: OptimizerConfig, error: Exception) -> UserError:
+    return UserError(f"local.optimizer: torch refuses these settings of {config.name}: {error}")

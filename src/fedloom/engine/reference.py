@@ -150,12 +150,16 @@ class _Descent:
         self.adapted.load(request.start)
         self.tensors = self.adapted.parameters(request.train)
         self.frozen = self._frozen()
-        self.optimizer = optimizers.make(request.optimizer, self.tensors, request.lrs[0])
+        self.optimizer = optimizers.make(request.optimizer, self.tensors, request.lrs[0] if request.lrs else 0.0)
         self.with_ = [vector.to(engine.device) for vector in request.with_]
         self.gradient = torch.zeros_like(self.adapted.g) if request.gradient else None
 
     def run(self) -> Trained | ClientFailed:
         """All steps, then what came out; a failure when the weights have left the numbers a loss can be computed at."""
+        with torch.random.fork_rng([self.engine.device] if self.engine.device.type == "cuda" else []):
+            return self._run()  # some models draw numbers in training that nothing depends on (OPT's layer drop of 0)
+
+    def _run(self) -> Trained | ClientFailed:
         self.adapted.module.train()
         losses, rates = list[float](), list[float]()
         examples = tokens = skipped = 0
@@ -186,8 +190,7 @@ class _Descent:
         loss = self._backward(step, batch, count)
         if self.frozen is not None:
             g.masked_fill_(self.frozen, 0)
-        if self.gradient is not None and math.isfinite(loss):
-            self.gradient += g
+        raw = g.clone() if self.gradient is not None else None
         if self.request.correct is not None:
             g.copy_(self.request.correct(g.clone(), self.adapted.w, *self.with_))
             if self.frozen is not None:
@@ -195,6 +198,8 @@ class _Descent:
         norm = float(g.norm())
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return math.nan
+        if self.gradient is not None and raw is not None:
+            self.gradient += raw
         limit = self.request.max_grad_norm
         if limit is not None and norm > limit:
             g.mul_(limit / (norm + 1e-6))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from fedloom.errors import UserError
@@ -38,7 +39,9 @@ class Base:
 
 def location(name: str) -> str:
     """A folder, or a Hugging Face model id."""
-    return str(NANO) if name == "nano" else name
+    if name == "nano":
+        return str(NANO)
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -84,7 +87,7 @@ def load_model(config: ModelConfig, trained_whole: bool = False) -> Base:
         module, found = AutoModelForCausalLM.from_pretrained(
             where, revision=config.revision, config=settings, dtype=dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.name={config.name}: the model cannot be loaded: {_short(error)}") from None
     absent = sorted(found["missing_keys"])
     if absent:
@@ -94,6 +97,7 @@ def load_model(config: ModelConfig, trained_whole: bool = False) -> Base:
         )
     module = module.to(device).eval().requires_grad_(False)
     module.config.use_cache = False
+    _check_causal(module, config.name)
     return Base(
         module,
         config.name,
@@ -158,7 +162,7 @@ def without_dropout(settings: Any) -> None:
     """Set every dropout rate of a model configuration to zero, in place."""
     for part in [settings, *(v for v in vars(settings).values() if hasattr(v, "to_dict"))]:
         for key, value in list(vars(part).items()):
-            if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "_drop"))):
+            if isinstance(value, float) and "drop" in key:
                 setattr(part, key, 0.0)
 
 
@@ -176,6 +180,18 @@ def fingerprint(module: nn.Module) -> str:
 def takes(module: nn.Module, argument: str) -> bool:
     """Whether the model's forward has this argument."""
     return argument in inspect.signature(module.forward).parameters
+
+
+@torch.no_grad()
+def _check_causal(module: nn.Module, name: str) -> None:
+    """What a model says of a token must not depend on later ones; encoders load as language models too."""
+    device = next(module.parameters()).device
+    one = torch.tensor([[1, 2, 3, 2], [1, 2, 3, 1]], device=device)
+    first, second = module(input_ids=one, use_cache=False).logits[:, :-1].float()
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())):
+        raise UserError(
+            f"model.name={name}: it looks at later tokens, so it is no causal language model; use a decoder"
+        )
 
 
 def _check_folder(where: str) -> None:
@@ -198,7 +214,10 @@ def _check_folder(where: str) -> None:
             f"model folder {where} is incomplete: {', '.join(lacking)} missing (found {len(present)} files)"
         )
     for index in path.glob("*.safetensors.index.json"):
-        named = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            named = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"model folder {where} is damaged: {index.name} cannot be read ({error})") from None
         if named - present:
             raise UserError(f"model folder {where} is incomplete: {', '.join(sorted(named - present)[:3])} missing")
 

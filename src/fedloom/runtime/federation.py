@@ -150,7 +150,8 @@ class Hub:
     def draw(self) -> list[ClientId]:
         """The cohort of this round and attempt, whether or not it is asked."""
         order = rng.permutation(rng.key(self.root, "cohort", self.round, self.attempt), len(self.clients))
-        return sorted(self.clients[i] for i in order[: self._cohort])
+        known = sorted(self.clients)  # by number, so that the order in which they joined does not matter
+        return sorted(known[i] for i in order[: self._cohort])
 
     def collect(
         self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules
@@ -246,9 +247,6 @@ class Hub:
         name = self.tasks.name(task)
         if len(set(to)) != len(to):
             raise ValueError(f"round {self.round + 1}: a client is asked twice in one collect: {sorted(to)}")
-        asked = [client for client in to if client in self.busy()]
-        if asked:
-            raise ValueError(f"round {self.round + 1}: clients {asked} still have work in flight")
         # keyed by what is sent and when: who else is asked, or whether rounds are evaluated, changes nobody's numbers
         if self._sent_in != (self.round, self.attempt):
             self._sent_in, self._sent = (self.round, self.attempt), Counter()
@@ -257,7 +255,14 @@ class Hub:
         return [Dispatch(number, self.round, client, name, down(client)) for client in sorted(to)]
 
     def _round_begins(self, dispatches: Sequence[Dispatch]) -> None:
-        """Say so once in every attempt of a round."""
+        """Say so once in every attempt of a round.
+
+        Raises:
+            ValueError: a client is asked that still has work in flight.
+        """
+        busy = sorted({d.client for d in dispatches} & self.busy())
+        if busy:
+            raise ValueError(f"round {self.round + 1}: clients {busy} still have work in flight")
         if self._told != (self.round, self.attempt):
             self._told = self.round, self.attempt
             self.events(RoundStarted(self.round + 1, tuple(d.client for d in dispatches), self.attempt))

@@ -170,4 +170,13 @@ class PendingState:
         return value
 
     def __setitem__(self, name: str, value: Entry) -> None:
+        """Write an entry; it counts with the reply.
+
+        Raises:
+            TypeError: something that cannot be kept.
+        """
+        if not isinstance(value, Tensor) and type(value) not in (float, int, str):
+            raise TypeError(
+                f"client state {name!r}: a {type(value).__name__} cannot be kept; use tensors, numbers, text"
+            )
         self.written[name] = value.detach().clone() if isinstance(value, Tensor) else value
