@@ -17,6 +17,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        _sync(path.parent)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

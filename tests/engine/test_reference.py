@@ -515,11 +515,11 @@ def test_every_step_and_every_part_draws_anew(dropping):
 
 
 def test_filling_does_not_change_what_is_dropped(dropping):
-    """A long neighbour without labels widens the batch; behind the example, it leaves its masks and gradient alone."""
-    x, one = dropping.somewhere(), BATCHES[0][2]
+    """A long neighbour without labels widens the batch; being last, it leaves the masks and gradients of the others."""
+    x, pair = dropping.somewhere(), [BATCHES[0][2], BATCHES[0][0]]
     wide = replace(tiny.example(40, 901), labels=(-100,) * 40)
-    alone = dropping.ask(descend(x, batches=[[one]], lrs=[0.1]))
-    beside = dropping.ask(descend(x, batches=[[one, wide]], lrs=[0.1]))
+    alone = dropping.ask(descend(x, batches=[pair], lrs=[0.1]))
+    beside = dropping.ask(descend(x, batches=[[*pair, wide]], lrs=[0.1]))
     near(beside.y, alone.y, x)
 
 

@@ -164,13 +164,13 @@ def test_a_file_in_place_of_a_folder(loader, folder):
 @pytest.mark.parametrize("gone, word", [("config.json", "config.json"), ("model.safetensors", "safetensors")])
 def test_an_incomplete_folder_names_what_it_lacks(copy, gone, word):
     (copy / gone).unlink()
-    refused(tiny.config(copy), "incomplete", word, str(copy))
+    refused(tiny.config(copy), "is incomplete: ", f"{word} missing", str(copy))
 
 
 def test_a_folder_without_a_tokenizer(copy):
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").unlink()
-    with pytest.raises(UserError, match=r"incomplete.*tokenizer"):
+    with pytest.raises(UserError, match=r"is incomplete: .*tokenizer"):
         load_tokenizer(tiny.config(copy))
 
 
@@ -192,7 +192,7 @@ def test_shards_are_loaded_and_a_missing_one_is_named(folder, copy):
     sharded(copy)
     assert fingerprint(tiny.loaded(copy).module) == fingerprint(tiny.loaded(folder).module)
     (copy / "model-2-of-2.safetensors").unlink()
-    refused(tiny.config(copy), "incomplete", "model-2-of-2.safetensors")
+    refused(tiny.config(copy), "is incomplete: ", "model-2-of-2.safetensors missing")
 
 
 def test_an_index_that_is_no_json(copy):

@@ -95,10 +95,12 @@ class Mean:
         """One more value.
 
         Raises:
-            TypeError: the message carries no weight and the mean is not uniform.
+            TypeError: the message carries no weight and the mean is not uniform, or the tensor holds whole numbers.
         """
         if not self.uniform and weight is None:
             raise TypeError("a weighted mean needs messages with a weight (Weighted); or use Mean(uniform=True)")
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise TypeError(f"a tensor of {value.dtype} cannot hold a mean; send it as float")
         acc.add(value, 1.0 if self.uniform or weight is None else weight)
         return acc
 

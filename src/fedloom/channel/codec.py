@@ -53,6 +53,12 @@ def encode(value: Any, envelope: Envelope | None = None) -> bytes:
         TypeError: it holds something that cannot travel.
     """
     header, tensors = _split(value, envelope)
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen:  # safetensors refuses shared memory; what shares it here is no business of the wire
+            tensors[name] = tensor.clone()
+        seen.add(place)
     return safetensors.torch.save(tensors, metadata=header)
 
 
@@ -76,7 +82,7 @@ def decode(kind: type[V], data: bytes, expect: Envelope | None = None) -> V:
     Args:
         kind: a dataclass.
         data: what `encode` gave.
-        expect: every field that is set here must be in the bytes' envelope.
+        expect: the envelope the bytes must be in, field by field.
 
     Raises:
         CodecError: truncated or foreign bytes, another envelope, or fields that do not fit `kind`.
@@ -125,10 +131,7 @@ def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         if value.dtype not in _DTYPES:
             raise TypeError(f"{path}: a tensor of {value.dtype} cannot travel")
         name = str(len(tensors))
-        plain = value.detach().cpu().contiguous()
-        if any(plain.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in tensors.values()):
-            plain = plain.clone()  # safetensors refuses shared memory; what shares it here is no business of the wire
-        tensors[name] = plain
+        tensors[name] = value.detach().cpu().contiguous()
         return {"t": name}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in dataclasses.fields(value)}

@@ -23,6 +23,8 @@ def drive(jobs: Iterable[Job[T]], engine: Engine, window: int = 64) -> Iterator[
         ValueError: a client comes twice.
         Exception: whatever a coroutine raised beyond `ClientFailed`, with the client named in a note.
     """
+    if window < 1:
+        raise ValueError(f"window={window}, but at least one client must be begun at a time")
     run = _Drive(iter(jobs), engine, window)
     try:
         yield from run.replies()
@@ -50,8 +52,11 @@ class _Drive(Generic[T]):
                 for client, value in self.engine.advance():
                     self.admitted.discard(client)
                     self._resume(client, value)
-            elif self.talking and not self._begin():
-                self._talk()
+            elif self.talking:
+                if not self._begin():
+                    self._talk()
+            elif self.waiting:
+                raise RuntimeError("the engine is idle and has no room: it would never serve anybody")
             while self.begun and (first := next(iter(self.begun))) not in self.live:
                 reply = self.begun.pop(first)
                 assert reply is not None

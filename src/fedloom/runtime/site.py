@@ -44,6 +44,10 @@ class Reply:
     """Of the encoded message, without the envelope and framing of a transport."""
 
 
+BOUND = ("__func__", "__self__")
+"""What makes two methods the same: the function, and the object it belongs to."""
+
+
 class Tasks:
     """The coroutines a site can be asked for, by name, with the messages they take and give."""
 
@@ -63,7 +67,8 @@ class Tasks:
             ValueError: it is none of this run's tasks.
         """
         name = getattr(task, "__name__", "")
-        if name not in self._tasks or getattr(task, "__func__", None) is not getattr(self._tasks[name], "__func__", 0):
+        known = self._tasks.get(name)
+        if known is None or any(getattr(task, part, None) is not getattr(known, part, 0) for part in BOUND):
             raise ValueError(f"{task!r} is not a task of this run; tasks: {', '.join(sorted(self._tasks))}")
         return name
 

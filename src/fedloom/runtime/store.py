@@ -59,8 +59,9 @@ class InMemory:
         return sorted(self._versions.get(client, {}))
 
     def read(self, client: ClientId, round: int) -> Memory:
-        """One version."""
-        return self._versions[client][round]
+        """One version; what a task does to it in place stays with the task."""
+        entries = self._versions[client][round].entries
+        return Memory({k: v.clone() if isinstance(v, Tensor) else v for k, v in entries.items()})
 
     def write(self, client: ClientId, round: int, memory: Memory) -> None:
         """Keep a version."""
