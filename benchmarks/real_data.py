@@ -24,7 +24,7 @@ COMMON = [
 ]  # fmt: skip
 SETS = {
     "dolly": [
-        "data.source=dolly", "partition=natural", "federation.cohort=5", "local.steps=4", "federation.rounds=12",
+        "data.source=dolly", "partition={method: natural, clients: 10}", "federation.cohort=5", "local.steps=4", "federation.rounds=12",
     ],
     "natural_instructions": [
         "data.source=natural_instructions", "partition={method: natural, clients: 40}", "federation.cohort=8",

@@ -109,7 +109,10 @@ def test_greedy_is_greedy_whatever_the_model_s_own_generation_settings(tmp_path,
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "pad_token_id": 0, **settings}))
     stops = {greedy(reference, PROMPTS[0], 3)[2]}
     wanted = [text(tokenizer, greedy(reference, prompt, 9, stops)) for prompt in PROMPTS]
-    assert answers(tiny.loaded(folder).module, tokenizer, PROMPTS, list(stops), 6, 9) == wanted
+    module = tiny.loaded(folder).module
+    own = module.generation_config.to_dict()
+    assert answers(module, tokenizer, PROMPTS, list(stops), 6, 9) == wanted
+    assert module.generation_config.to_dict() == own  # a tuned model is saved with the settings its base came with
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])

@@ -145,6 +145,18 @@ def test_a_tokenizer_without_filling_fills_with_its_end(copy):
     assert (bare.pad_token, bare.pad_token_id) == ("<|end|>", tiny.END)
 
 
+def test_a_tokenizer_with_neither_filling_nor_end_fills_with_something_or_is_refused_in_words(copy):
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(
+        json.dumps({key: value for key, value in settings.items() if key not in ("pad_token", "eos_token")})
+    )
+    try:
+        tokenizer = load_tokenizer(tiny.config(copy))
+    except UserError:
+        return
+    assert tokenizer.pad_token_id is not None
+
+
 # -- mistakes
 
 

@@ -21,14 +21,14 @@ Split = Literal["train", "validation", "test"]
 QUICKSTART: Final[tuple[str, ...]] = (
     "capitalise",
     "past_tense",
-    "quote",
     "middle_word",
-    "drop_first",
+    "brackets",
     "comparative",
-    "exclaim",
-    "mask_vowels",
+    "comma_list",
+    "dash_double",
     "hashtag",
-    "day_before",
+    "shout",
+    "quote",
 )
 """The ten held-back skills of the quickstart recipe, in the order of its ring of clients."""
 

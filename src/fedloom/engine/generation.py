@@ -31,6 +31,14 @@ def answers(
     return found
 
 
+def filling(module: nn.Module, tokenizer: Any) -> int:
+    """A token to fill rows up with, which no text ever sees: the tokenizer's own where the model has a place for it."""
+    inner = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
+    known = inner.get_input_embeddings().num_embeddings
+    pad = tokenizer.pad_token_id
+    return int(pad) if pad is not None and pad < known else 0
+
+
 def _batches(
     prompts: Sequence[Sequence[int]], size: int, longest: int, positions: int | None
 ) -> Iterator[tuple[int, list[int]]]:
@@ -49,7 +57,7 @@ def _continue(
     module: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
     device = next(module.parameters()).device
-    width, pad = max(len(prompt) for prompt in prompts), int(tokenizer.pad_token_id)
+    width, pad = max(len(prompt) for prompt in prompts), filling(module, tokenizer)
     ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)
     for row, prompt in enumerate(prompts):

@@ -31,7 +31,7 @@ class Reference:
 
     def __init__(self, adapted: Adapted, tokenizer: Any, stop_ids: Sequence[int], checkpointing: bool = False) -> None:
         self.adapted, self.tokenizer, self.stop_ids = adapted, tokenizer, tuple(stop_ids)
-        self.pad = int(tokenizer.pad_token_id)
+        self.pad = generation.filling(adapted.module, tokenizer)
         self.device = adapted.w.device
         self._queue: list[Call[Any]] = []
         if checkpointing:

@@ -58,7 +58,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.name={config.name}: its tokenizer cannot be loaded: {_short(error)}") from None
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # only fills the space behind texts, which is masked
     return tokenizer
 
