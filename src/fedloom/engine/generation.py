@@ -33,7 +33,7 @@ def answers(
 
 def filling(module: nn.Module, tokenizer: Any) -> int:
     """A token to fill rows up with, which no text ever sees: the tokenizer's own where the model has a place for it."""
-    inner = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
+    inner: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
     known = inner.get_input_embeddings().num_embeddings
     pad = tokenizer.pad_token_id
     return int(pad) if pad is not None and pad < known else 0

@@ -58,8 +58,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.name={config.name}: its tokenizer cannot be loaded: {_short(error)}") from None
-    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # only fills the space behind texts, which is masked
+    if tokenizer.pad_token_id is None:  # it only fills the space beside texts, which is masked: any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 
