@@ -8,7 +8,7 @@ from contract.links import Passing
 from fedloom.contracts import Missing, TooFewReplies
 from fedloom.errors import RunStopped
 from fedloom.rounds import advance, one_round
-from fedloom.runtime.federation import Traffic
+from fedloom.runtime.folding import Traffic
 from fedloom.runtime.site import Reply
 from seam.pages import Ditto, FedBuff
 from seam.quadratic import World

@@ -45,8 +45,8 @@ from fedloom.metrics.summary import better
 from fedloom.models.load import location
 from fedloom.params import Params
 from fedloom.recorder import Recorder
-from fedloom.rounds import one_round
-from fedloom.runtime.federation import Traffic
+from fedloom.rounds import advance
+from fedloom.runtime.folding import Traffic
 
 ENGINE = "reference (any model, one client at a time)"
 PERSONAL_EXPORTS = 100
@@ -144,7 +144,7 @@ class Session:
         )
         self.progress = saved.progress if saved is not None else Progress()
         self.metrics: dict[str, float] = {}
-        self.begun = time.perf_counter()
+        self.begun = self.round_begun = time.perf_counter()
 
     def go(self) -> Run:
         """All rounds that are left."""
@@ -189,19 +189,10 @@ class Session:
 
     def _rounds(self, state: Any) -> Any:
         federation = self.config.federation
-        while self.hub.round < federation.rounds and not self.progress.stopped:
-            begun = time.perf_counter()
-            self.hub.traffic = Traffic()
-            state = one_round(self.parts.algorithm, state, self.hub, federation.retries)
-            self.hub.round += 1
-            self.progress = dataclasses.replace(self.progress, round=self.hub.round)
-            self._round_finished(time.perf_counter() - begun)
-            if self.evaluator.due(self.hub.round, federation.rounds):
-                self._evaluate(state)
-            last = self.hub.round == federation.rounds or self.progress.stopped
-            if last or self.hub.round % self.config.checkpoint.every == 0:
-                self._checkpoint(state)
-        return state
+        return advance(
+            self.parts.algorithm, state, self.hub, federation.rounds, federation.retries,
+            before=self._round_begins, after=self._round_ends, stop=lambda: self.progress.stopped,
+        )  # fmt: skip
 
     def _end(self, state: Any) -> Run:
         dropped = self.parts.data.dropped()
@@ -212,7 +203,21 @@ class Session:
         self._finished(status)
         return Run(self.path, status, self.metrics or _last_metrics(self.path))
 
-    # -- what happens after a round
+    # -- what happens around a round
+
+    def _round_begins(self) -> None:
+        self.hub.traffic = Traffic()
+        self.round_begun = time.perf_counter()
+
+    def _round_ends(self, state: Any) -> None:
+        """Say what it cost, evaluate and checkpoint if due; the last round always has a checkpoint."""
+        round, rounds = self.hub.round, self.config.federation.rounds
+        self.progress = dataclasses.replace(self.progress, round=round)
+        self._round_finished(time.perf_counter() - self.round_begun)
+        if self.evaluator.due(round, rounds):
+            self._evaluate(state)
+        if round == rounds or self.progress.stopped or round % self.config.checkpoint.every == 0:
+            self._checkpoint(state)
 
     def _round_finished(self, seconds: float) -> None:
         t, c = self.hub.traffic, self.config

@@ -36,10 +36,17 @@ def advance(
     hub: Hub,
     rounds: int,
     retries: int,
+    *,
+    before: Callable[[], None] = lambda: None,
     after: Callable[[Any], None] = lambda state: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Any:
-    """Rounds until `rounds` are behind us; `after` sees each new state (evaluation, checkpoint, commit)."""
-    while hub.round < rounds:
+    """Rounds until `rounds` are behind us or `stop` says so.
+
+    `before` is called when a round begins, `after` sees each new state (evaluation, checkpoint, commit).
+    """
+    while hub.round < rounds and not stop():
+        before()
         state = one_round(algorithm, state, hub, retries)
         hub.round += 1
         after(state)

@@ -8,13 +8,13 @@ client wrote is undone.
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedloom import rng
 from fedloom.channel.check import fault
-from fedloom.channel.codec import decode, encode, size
+from fedloom.channel.codec import decode, encode
 from fedloom.contracts import (
     HOME,
     ClientId,
@@ -22,15 +22,14 @@ from fedloom.contracts import (
     Message,
     Missing,
     Profile,
-    Rule,
     Rules,
     Stage,
     Summary,
     Task,
     TooFewReplies,
-    Weighted,
 )  # fmt: skip
 from fedloom.events import ClientTrained, Event, ReplyMissing, RoundStarted
+from fedloom.runtime.folding import Fold, Sizes, Traffic
 from fedloom.runtime.site import Dispatch, Reply, Tasks
 
 
@@ -51,27 +50,6 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Let go of processes and connections."""
-
-
-@dataclass
-class Traffic:
-    """What one round cost and gave, for its event; bytes and missing replies of failed attempts are in the cost."""
-
-    bytes_down: int = 0
-    bytes_up: int = 0
-    counted: int = 0
-    missing: int = 0
-    steps: int = 0
-    skipped: int = 0
-    examples: int = 0
-    tokens: int = 0
-    loss_sum: float = 0.0
-    """Training losses times examples."""
-    loss_examples: int = 0
-
-    def again(self) -> "Traffic":
-        """For the next attempt: what was spent stays, what was trained is void."""
-        return Traffic(bytes_down=self.bytes_down, bytes_up=self.bytes_up, missing=self.missing)
 
 
 @dataclass(frozen=True)
@@ -277,9 +255,9 @@ class Hub:
     ) -> Got:
         """Combine the replies to these; `round` (from 1) is the one they count in, 0 to that many rounds behind us."""
         dispatches = sorted(ready, key=lambda d: d.client)
-        fold = _Fold(rule, weigh, self._stages)
+        fold = Fold(rule, weigh, self._stages)
         missing: dict[ClientId, Missing] = {}
-        sizes = _Sizes()
+        sizes = Sizes()
         self.traffic.bytes_down += sum(sizes(dispatch.down) for dispatch in dispatches)
         for reply in self._in_order(dispatches):
             why = self._add(fold, reply)
@@ -290,13 +268,13 @@ class Hub:
         for dispatch in dispatches:
             if dispatch.client not in missing and dispatch.client not in fold.clients:
                 missing[dispatch.client] = why = Missing("silent", "no reply came")
-                self._note(Reply(dispatch, None, why, _NOTHING, 0), why, round)
+                self._note(Reply(dispatch, None, why, Summary(), 0), why, round)
         wanted = min(quorum, len(dispatches))
         if len(fold.clients) < wanted:
             raise TooFewReplies(len(fold.clients), wanted, missing)
         return fold.got(missing)
 
-    def _add(self, fold: "_Fold", reply: Reply) -> Missing | None:
+    def _add(self, fold: Fold, reply: Reply) -> Missing | None:
         """Count a reply, or say why not."""
         if reply.up is None:
             return reply.missing
@@ -352,71 +330,3 @@ class Hub:
         if summary.loss is not None and math.isfinite(summary.loss):
             traffic.loss_sum += summary.loss * summary.examples
             traffic.loss_examples += summary.examples
-
-
-_NOTHING = Summary()
-
-
-class _Fold:
-    """Replies on their way into the rules, field by field."""
-
-    def __init__(self, rule: Rules, weigh: Callable[[Any], float] | None, stages: Sequence[Stage]) -> None:
-        self._given, self._weigh, self._stages = rule, weigh, stages
-        self._rules: dict[str, Rule] = {}
-        self._accs: dict[str, Any] = {}
-        self.clients: list[ClientId] = []
-        self.weight = 0.0
-
-    def add(self, client: ClientId, up: Message) -> None:
-        apart = {"weight"} if isinstance(up, Weighted) else set[str]()
-        fields = {name: value for name, value in vars(up).items() if name not in apart}
-        if not self._rules:
-            self._rules = self._match(up, fields)
-            self._accs = {name: rule.start() for name, rule in self._rules.items()}
-        weight = up.weight if isinstance(up, Weighted) else None
-        if self._weigh is not None:
-            weight = (1.0 if weight is None else weight) * self._weigh(up)
-        for name, rule in self._rules.items():
-            self._accs[name] = rule.add(self._accs[name], fields[name], weight)
-        self.clients.append(client)
-        self.weight += 1.0 if weight is None else weight
-
-    def got(self, missing: Mapping[ClientId, Missing]) -> Got:
-        fields = {name: rule.finish(self._accs[name]) for name, rule in self._rules.items()}
-        return Got(fields, tuple(self.clients), missing, self.weight)
-
-    def _match(self, up: Message, fields: Mapping[str, Any]) -> dict[str, Rule]:
-        given = self._given if isinstance(self._given, Mapping) else dict.fromkeys(fields, self._given)
-        if set(given) != set(fields):
-            raise ValueError(
-                f"rules are given for {sorted(given)}, but {type(up).__name__} has the fields {sorted(fields)}; "
-                "each field needs its rule"
-            )
-        return {name: self._staged(name, rule) for name, rule in given.items()}
-
-    def _staged(self, name: str, rule: Rule) -> Rule:
-        for stage in self._stages:
-            if stage.hides and rule.reveals == "each":
-                raise ValueError(f"field {name}: its rule looks at single replies, but a stage hides them")
-            rule = stage.combine(rule)
-        return rule
-
-
-class _Sizes:
-    """Bytes of messages; one message sent to many is measured once."""
-
-    def __init__(self) -> None:
-        self._last: tuple[Message, int] | None = None
-
-    def __call__(self, message: Message) -> int:
-        if self._last is None or not same(self._last[0], message):
-            self._last = message, size(message)
-        return self._last[1]
-
-
-def same(left: Message, right: Message) -> bool:
-    """Whether two messages hold the very same objects, as those of one cohort mostly do."""
-    if left is right:
-        return True
-    ours, theirs = vars(left), vars(right)
-    return type(left) is type(right) and all(ours[name] is theirs[name] for name in ours)

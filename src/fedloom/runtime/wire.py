@@ -6,7 +6,7 @@ from typing import IO, Any
 
 from fedloom.channel.codec import Envelope, decode, encode, schema_of, size
 from fedloom.contracts import Message, Missing, Summary
-from fedloom.runtime.federation import same
+from fedloom.runtime.folding import same
 from fedloom.runtime.site import Dispatch, Reply, Tasks
 
 
