@@ -16,8 +16,6 @@ from machine import peak_mib, say, table, write
 VARIANTS = {
     "fedavg": ("quickstart", []),
     "fedavg, seed 1": ("quickstart", ["seed=1"]),
-    "fedavg, float32": ("quickstart", ["model.dtype=float32"]),
-    "each client alone": ("quickstart-local", []),
     "one client alone": ("quickstart-local", []),
     "centralized": ("quickstart-centralized", []),
 }
@@ -66,6 +64,7 @@ def measure(name: str) -> dict[str, Any]:
         "variant": name,
         "exact match before": round(test[0], 3),
         "after": round(scores.get("alone", test[-1]), 3),
+        "on its own two skills": round(test[-1], 3) if scores else "",
         "base skills before": round(base[0], 3) if base else "",
         "base skills after": round(base[-1], 3) if base else "",
         "training CPU s": round(spent[0], 1),

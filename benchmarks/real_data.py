@@ -19,20 +19,20 @@ from machine import peak_mib, say, table, write
 COMMON = [
     "model.name=nano", "adapter={kind: lora, rank: 16, alpha: 32, targets: all-linear}",
     "evaluate.metrics=[loss, perplexity]",
-    "data.overlong=cut", "data.max_length=640", "evaluate.every=2", "evaluate.rows_per_client=4", "local.batch_size=4",
+    "data.overlong=cut", "data.max_length=1600", "evaluate.every=2", "evaluate.rows_per_client=3", "local.batch_size=4",
     "local.lr=2e-3", "local.schedule={name: linear, floor: 0.2}", "evaluate.batch_size=16",
 ]  # fmt: skip
 SETS = {
     "dolly": [
-        "data.source=dolly", "partition={method: natural, clients: 10}", "federation.cohort=5", "local.steps=4", "federation.rounds=8",
+        "data.source=dolly", "partition={method: natural, clients: 10}", "federation.cohort=5", "local.steps=3", "federation.rounds=6",
     ],
     "natural_instructions": [
         "data.source=natural_instructions", "partition={method: natural, clients: 40}", "federation.cohort=8",
-        "local.steps=4", "federation.rounds=8",
+        "local.steps=3", "federation.rounds=6",
     ],
     "gsm8k": [
-        "data.source=gsm8k", "partition={method: iid, clients: 10}", "federation.cohort=5", "local.steps=4",
-        "federation.rounds=8", "data.limit=3000",
+        "data.source=gsm8k", "partition={method: iid, clients: 10}", "federation.cohort=5", "local.steps=3",
+        "federation.rounds=6", "data.limit=3000",
     ],
 }  # fmt: skip
 ALGORITHMS = {"fedavg": "fedavg", "alone": "local", "centralized": "centralized"}
