@@ -24,7 +24,8 @@ COMMON = [
 ]  # fmt: skip
 SETS = {
     "dolly": [
-        "data.source=dolly", "partition={method: natural, clients: 10}", "federation.cohort=5", "local.steps=3", "federation.rounds=6",
+        "data.source=dolly", "partition={method: natural, clients: 10}", "federation.cohort=5",
+        "local.steps=3", "federation.rounds=6",
     ],
     "natural_instructions": [
         "data.source=natural_instructions", "partition={method: natural, clients: 40}", "federation.cohort=8",
