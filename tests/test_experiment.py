@@ -149,6 +149,16 @@ def test_an_algorithm_that_is_right_for_sgd_only_is_refused_under_adamw(tmp_path
     experiment.run(config(tmp_path, "local.optimizer=sgd", "federation.rounds=1"), algorithm=page)
 
 
+def test_a_run_is_not_resumed_on_other_rows(tmp_path: Path) -> None:
+    rows = [{"instruction": f"say {i}", "output": str(i)} for i in range(40)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = [f"data.source={tmp_path / 'mine.jsonl'}", "partition={method: iid, clients: 4}"]
+    folder = killed_at(config(tmp_path, *own), lambda seen: isinstance(seen[-1], RoundFinished))
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows[::-1])))
+    with pytest.raises(UserError, match="not those"):
+        experiment.resume(folder)
+
+
 def test_second_process_gives_the_same_bits(tmp_path: Path) -> None:
     here = experiment.run(config(tmp_path / "here"))
     there = experiment.run(config(tmp_path / "there", "runtime=loopback"))

@@ -117,6 +117,8 @@ def resume(path: Path, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | N
             raise UserError(f"{path} was begun with the algorithm {begun_with}, not {page}; hand that one to resume()")
         if parts.base_fingerprint != folder.env().get("base"):
             raise UserError(f"the base model {config.model.name} is not the one {path} was begun with; put it back")
+        if parts.data.fingerprint() != folder.env().get("data"):
+            raise UserError(f"the rows of {config.data.source} are not those {path} was begun with; put them back")
         found = checkpoint.found(path / "checkpoints")
         if not found:
             raise UserError(f"{path} has no checkpoint: it ended before the first. Start it anew with fedloom run")
@@ -326,6 +328,7 @@ def _describe(path: Path, parts: Parts) -> None:
         "template": parts.data.template_name,
         "adapted": len(parts.adapted.layout.leaves),
         "base": parts.base_fingerprint,
+        "data": parts.data.fingerprint(),
         "layout": parts.adapted.layout.fingerprint,
     }
     atomic.write_text(path / "partition.json", json.dumps({"clients": parts.data.holdings}))
