@@ -71,7 +71,9 @@ class Parts:
         self.data: FederatedData = build(config.data, config.partition, config.seed, self.tokenizer)
         self.overrides = match_overrides(config.clients, [client.name for client in self.data.clients])
         self.cohort = cohort_size(config.federation.cohort, len(self.data.clients))
-        self.base: Base = load_model(config.model, trained_whole=config.adapter.kind == "full")
+        self.base: Base = load_model(
+            config.model, trained_whole=config.adapter.kind == "full", longest=config.data.max_length
+        )
         _check_length(self.base, config.data.max_length)
         self.base_fingerprint = base_fingerprint(self.base.module)
         self.adapted: Adapted = adapt(self.base, config.adapter, config.seed)

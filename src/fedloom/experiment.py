@@ -321,6 +321,7 @@ def _describe(path: Path, parts: Parts) -> None:
         "platform": platform.platform(),
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "device": str(parts.base.device),
+        "attention": parts.base.attention,
         "dtype": str(parts.base.dtype).removeprefix("torch."),
         "algorithm": identity(parts.algorithm),
         "engine": ENGINE,

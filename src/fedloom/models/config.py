@@ -18,6 +18,9 @@ class ModelConfig(Strict):
         "auto", description="Format of the frozen weights. auto: bfloat16 where that is fast, else float32."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto", description="How attention is computed. auto: eager for short texts on a CPU, else what transformers chooses."
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )

@@ -21,6 +21,7 @@ from fedloom.errors import UserError
 from fedloom.models.config import ModelConfig
 
 WIDE = 512
+SHORT = 384
 NANO = Path(__file__).parent / "nano"
 
 
@@ -35,6 +36,8 @@ class Base:
     parameters: int
     max_positions: int | None
     """Longest text it was built for, in tokens, where its configuration says so."""
+    attention: str = "sdpa"
+    """How attention is computed."""
 
 
 def location(name: str) -> str:
@@ -63,12 +66,13 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_model(config: ModelConfig, trained_whole: bool = False) -> Base:
+def load_model(config: ModelConfig, trained_whole: bool = False, longest: int | None = None) -> Base:
     """The causal language model, in evaluation mode, without gradients.
 
     Args:
         config: the section `model`.
         trained_whole: every parameter will be trained, so `auto` means float32.
+        longest: tokens of the longest text it will see, where that is known.
 
     Raises:
         UserError: the folder is incomplete, the id cannot be reached, the device is not there.
@@ -83,9 +87,15 @@ def load_model(config: ModelConfig, trained_whole: bool = False) -> Base:
     try:
         settings = AutoConfig.from_pretrained(where, revision=config.revision)
         without_dropout(settings)
-        dtype = pick_dtype(config.dtype, device, trained_whole, getattr(settings, "hidden_size", None))
+        attention = pick_attention(config.attention, device, longest)
+        dtype = pick_dtype(config.dtype, device, trained_whole, getattr(settings, "hidden_size", None), attention)
         module, found = AutoModelForCausalLM.from_pretrained(
-            where, revision=config.revision, config=settings, dtype=dtype, output_loading_info=True
+            where,
+            revision=config.revision,
+            config=settings,
+            dtype=dtype,
+            output_loading_info=True,
+            attn_implementation=attention,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.name={config.name}: the model cannot be loaded: {_short(error)}") from None
@@ -105,6 +115,7 @@ def load_model(config: ModelConfig, trained_whole: bool = False) -> Base:
         dtype,
         sum(p.numel() for p in module.parameters()),
         getattr(settings, "max_position_embeddings", None),
+        module.config._attn_implementation,
     )
 
 
@@ -146,16 +157,37 @@ def fast_bfloat16(device: torch.device) -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def pick_dtype(name: str, device: torch.device, trained_whole: bool, hidden: int | None = None) -> torch.dtype:
-    """The base's number format; `hidden` is the width of its layers.
+def pick_dtype(
+    name: str, device: torch.device, trained_whole: bool, hidden: int | None = None, attention: str | None = None
+) -> torch.dtype:
+    """The base's number format.
 
-    auto: bfloat16 where the device multiplies it in hardware and layers are wide enough to gain. On a CPU below
-    WIDE, converting to and from the float32 adapters costs more than it saves (at 160: 131 against 117 ms a step).
+    auto: bfloat16 where the device multiplies it in hardware. On a CPU with layers narrower than WIDE that pays only
+    with plain attention, since the backward pass of torch's fused kernel is slow in bfloat16 (at width 192 and 28
+    tokens: 131 ms a step, 117 in float32, 93 with plain attention).
+
+    Args:
+        name: the setting.
+        device: where the base lies.
+        trained_whole: every parameter is trained, in float32.
+        hidden: width of the layers.
+        attention: how it is computed.
     """
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-    narrow = device.type == "cpu" and hidden is not None and hidden < WIDE
+    narrow = device.type == "cpu" and hidden is not None and hidden < WIDE and attention != "eager"
     return torch.bfloat16 if fast_bfloat16(device) and not trained_whole and not narrow else torch.float32
+
+
+def pick_attention(name: str, device: torch.device, longest: int | None) -> str | None:
+    """How attention is computed; None: as transformers chooses for the model, mostly torch's fused kernel.
+
+    auto: the plain products on a CPU for texts of at most SHORT tokens; the fused kernel needs less memory the longer
+    the text.
+    """
+    if name != "auto":
+        return name
+    return "eager" if device.type == "cpu" and longest is not None and longest <= SHORT else None
 
 
 def without_dropout(settings: Any) -> None:
