@@ -19,7 +19,7 @@ class ModelConfig(Strict):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     attention: Literal["auto", "sdpa", "eager"] = Field(
-        "auto", description="How attention is computed. auto: eager for short texts on a CPU, else what transformers chooses."
+        "auto", description="How attention is computed. auto: eager for short texts on a CPU, else the model's own."
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."
