@@ -60,9 +60,9 @@ class FedProx:
         got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean())
         return State(got.value.y)
 
-    def model(self, s: State) -> Params:
+    def model(self, s: State) -> Model:
         """The shared model."""
-        return s.x
+        return Model(s.x)
 
     async def local(self, down: Start, client: Client) -> Result:
         """One client's half."""
@@ -73,9 +73,9 @@ class FedProx:
         run = await client.descend(down.x, correct=pulled, with_=(down.x,))
         return Result(y=run.y, weight=client.weight(run))
 
-    async def personal(self, down: Model, client: Client) -> Params:
+    async def personal(self, down: Model, client: Client) -> Model:
         """Every client uses the shared model."""
-        return down.x
+        return down
 
 
 SMALL = [

@@ -32,6 +32,7 @@ EXAMPLES: list[Event] = [
     ClientTrained(1, 3, NAME, 8, 90, 2, 1, 0.1 + 0.2),
     ReplyMissing(1, 0, NAME, "late", "after the deadline"),
     RoundFinished(1, 1, 1, None, 8, 90, 2, 1, 1e-3, 2**40, 7, 0.5),
+    RoundFinished(2, 1, 1, None, 8, 90, 2, 1, 1e-3, 2**40, 7, 0.5, {"drift": 0.1 + 0.2, "staleness": 2.0}),
     Evaluated(1, "test", {"loss": 1 / 3}, {NAME: {"loss": 1 / 3}}, 0.25),
     BestModel(1, "loss", 1 / 3),
     CheckpointSaved(1, "runs/x/checkpoints/round-0001", 0.1),

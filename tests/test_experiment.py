@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from fedloom import experiment
 from fedloom.aggregate.server import ServerSgd
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.assembly import Parts
 from fedloom.config import Config, load
 from fedloom.contracts import Needs
 from fedloom.errors import RunStopped, UserError
@@ -126,8 +127,17 @@ def test_evaluating_changes_nothing(tmp_path: Path) -> None:
     assert weights(often.folder) == weights(never.folder)
 
 
+class SgdOnly(FedAvg):
+    needs = Needs(sgd_only=True)
+
+
+def factors(tmp_path: Path) -> Factors:
+    """The plain space of the tiny run's adapter."""
+    return Factors(Parts(config(tmp_path)).adapted.layout)
+
+
 def test_an_algorithm_of_ones_own_is_run_and_asked_for_again(tmp_path: Path) -> None:
-    page = FedAvg(Factors(), ServerSgd(1.0, 0.9))
+    page = FedAvg(factors(tmp_path), ServerSgd(1.0, 0.9))
     whole = experiment.run(config(tmp_path / "whole"), algorithm=page)
 
     def stop(event: Event) -> None:
@@ -143,7 +153,7 @@ def test_an_algorithm_of_ones_own_is_run_and_asked_for_again(tmp_path: Path) -> 
 
 
 def test_an_algorithm_that_is_right_for_sgd_only_is_refused_under_adamw(tmp_path: Path) -> None:
-    page = FedAvg(Factors(), needs=Needs(sgd_only=True))
+    page = SgdOnly(factors(tmp_path))
     with pytest.raises(UserError, match="plain SGD"):
         experiment.run(config(tmp_path), algorithm=page)
     experiment.run(config(tmp_path, "local.optimizer=sgd", "federation.rounds=1"), algorithm=page)
@@ -197,7 +207,6 @@ def test_final_adapter_loads_in_plain_peft_with_the_same_loss(tmp_path: Path) ->
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from fedloom.assembly import Parts
     from fedloom.models.load import NANO
     from fedloom.objectives.sft import collate, token_losses
 
@@ -218,6 +227,118 @@ def test_local_baseline_writes_every_clients_own_adapter(tmp_path: Path) -> None
     run = experiment.run(config(tmp_path, "algorithm=local"))
     assert len(list((run.folder / "adapters" / "clients").iterdir())) == 10
     assert not (run.folder / "adapters" / "final").exists()
+
+
+def factor(folder: Path, letter: str) -> torch.Tensor:
+    """One of the factors of the final adapter, all modules in one vector."""
+    (file,) = (folder / "adapters" / "final").glob("*.safetensors")
+    tensors = sorted((name, t) for name, t in load_file(file).items() if f"lora_{letter}" in name)
+    return torch.cat([t.reshape(-1) for _, t in tensors])
+
+
+def test_a_recipe_s_attackers_turn_their_updates_round(tmp_path: Path) -> None:
+    """All of them: after one round B, which starts at zero, is the honest one's opposite."""
+    one = ["federation.rounds=1", "local.optimizer=sgd", "aggregate.server_optimizer.momentum=0"]
+    honest = experiment.run(config(tmp_path / "honest", *one)).folder
+    turned = experiment.run(
+        config(tmp_path / "turned", *one, "attack={name: sign_flip, clients: 100%, scale: 2.0}")
+    ).folder
+    b = factor(honest, "B")
+    assert b.abs().max() > 1e-5
+    assert torch.allclose(factor(turned, "B"), -2 * b, rtol=1e-4, atol=1e-8)
+
+
+def test_held_out_clients_are_evaluated_and_never_train(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    held = ["federation.holdout=[2, 7]", "federation.cohort=100%", "federation.rounds=2"]
+    experiment.run(config(tmp_path, *held), [seen.append])
+    assert {e.client for e in seen if isinstance(e, ClientTrained)} == {0, 1, 3, 4, 5, 6, 8, 9}
+    assert all(len(e.clients) == 10 for e in seen if isinstance(e, Evaluated))
+    assert [e.clients for e in seen if isinstance(e, RoundFinished)] == [8, 8]
+
+
+def test_what_a_client_carries_and_its_rank_survive_a_kill(tmp_path: Path) -> None:
+    """FLoRA with two sizes of clients: memories, carry and checkpoint, to the same bits; the export loads in peft."""
+    choice = ["algorithm=flora", "clients={'0-4': {rank: 1}}", "adapter.rank=2", "aggregate.server_optimizer.momentum=0"]
+    whole = experiment.run(config(tmp_path / "whole", *choice))
+
+    def in_round_three(events: Sequence[Event]) -> bool:
+        return sum(isinstance(e, ClientTrained) and e.round == 3 for e in events) == 1
+
+    folder = killed_at(config(tmp_path / "killed", *choice), in_round_three)
+    again = experiment.resume(folder)
+    assert again.metrics == whole.metrics
+    same(whole.folder, folder)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ["clients={'0-9': {lr: 0.02}, '4': {steps: 3}}"],  # client 4 has both
+        ["algorithm=flora", "aggregate.server_optimizer.momentum=0", "clients={'0-4': {rank: 1}}"],
+        ["algorithm=slora", "aggregate.server_optimizer.momentum=0", "aggregate.space.rounds=1"],
+        ["attack=gaussian", "federation.holdout=2"],
+    ],
+    ids=lambda choice: choice[0],
+)
+def test_a_second_process_builds_the_same_from_the_recipe(tmp_path: Path, choice: list[str]) -> None:
+    """Overrides of single clients, ranks, carries, masks, attackers and held-out clients."""
+    more = ["federation.rounds=2", "federation.cohort=100%", *choice]
+    here = experiment.run(config(tmp_path / "here", *more))
+    there = experiment.run(config(tmp_path / "there", *more, "runtime=loopback"))
+    same(here.folder, there.folder)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ["algorithm=flora"],
+        ["algorithm=flora", "clients={'0-4': {rank: 1}}"],
+        ["algorithm=flexlora", "clients={'0-4': {rank: 1}}", "adapter.rslora=true"],
+        ["algorithm=ffa"],
+        ["algorithm=fedex"],
+        ["algorithm=slora", "adapter.sparse=0.02", "aggregate.space.rounds=1", "aggregate.space.residual=carry"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_exported_is_what_was_evaluated(tmp_path: Path, choice: list[str]) -> None:
+    """Plain peft over the plain base gives the run's own loss."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from fedloom.models.load import NANO
+    from fedloom.objectives.sft import collate, token_losses
+
+    more = ["adapter.dropout=0", "aggregate.server_optimizer.momentum=0", "federation.rounds=2", *choice]
+    run = experiment.run(config(tmp_path, *more))
+    parts = Parts(config(tmp_path, *more))
+    base = AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, run.folder / "adapters" / "final").eval()
+    nll, count = 0.0, 0
+    with torch.no_grad():
+        for client in parts.data.clients:
+            losses, _ = token_losses(model, collate(client.get("test"), 0, torch.device("cpu")))
+            nll, count = nll + float(losses.double().sum()), count + len(losses)
+    if any("rank: 1" in words for words in choice) and "flora" not in choice[0]:
+        assert 0 < nll / count < 20  # clients of smaller ranks were scored with their own, truncated model
+    else:
+        assert nll / count == pytest.approx(run.metrics["loss"], abs=1e-5)
+
+
+def test_a_refusal_to_resume_stays_readable(tmp_path: Path) -> None:
+    """The page's settings tell it apart; every tensor of the model does not belong in a message."""
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config(tmp_path), [stop], algorithm=FedAvg(factors(tmp_path), ServerSgd(1.0, 0.9)))
+    (folder,) = (tmp_path / "runs").iterdir()
+    with pytest.raises(UserError) as caught:
+        experiment.resume(folder, algorithm=FedAvg(factors(tmp_path), ServerSgd(1.0, 0.5)))
+    assert "momentum=0.9" in str(caught.value)
+    assert "momentum=0.5" in str(caught.value)
+    assert len(str(caught.value)) < 2000
 
 
 def test_early_stop_counts_evaluations_without_improvement(tmp_path: Path) -> None:

@@ -161,3 +161,90 @@ def test_a_vector_of_another_shape_is_refused(shape):
 def test_tensors_that_do_not_fit_are_refused_by_name(tensors, message):
     with pytest.raises(ValueError, match=message):
         Layout.of(PAIR).gather(tensors)
+
+
+# -- some of the leaves
+
+
+THREE = Layout.of([*PAIR, Leaf("bias", (3,))])
+
+
+def test_names_are_in_order():
+    assert THREE.names == ("w.A", "w.B", "bias")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        (["*.B"], ("w.B",)),
+        (["bias", "w.A"], ("w.A", "bias")),  # in the order of the layout
+        (["w.*"], ("w.A", "w.B")),
+        (["*"], ("w.A", "w.B", "bias")),
+        (["*.B", "w.B", "w.[B]"], ("w.B",)),  # once
+        ([], ()),
+    ],
+)
+def test_leaves_by_pattern(patterns, found):
+    assert THREE.named(patterns) == found
+
+
+@pytest.mark.parametrize("patterns", [["*.C"], ["*.B", "lm_head"], ["W.B"], ["w.b"], ["w"]])
+def test_a_pattern_that_matches_nothing_is_named(patterns):
+    with pytest.raises(ValueError, match="no trained tensor has such a name; they are called w.A, w.B, bias") as caught:
+        THREE.named(patterns)
+    assert patterns[-1] in str(caught.value)
+    assert "*.B," not in str(caught.value)  # the one that matches is not blamed
+
+
+def test_take_by_hand():
+    """A holds 0 to 5, B 6 to 13, the bias 14 to 16; in the order that is asked for."""
+    x = torch.arange(17.0)
+    assert THREE.take(x, ["bias", "w.A"]).tolist() == [14, 15, 16, 0, 1, 2, 3, 4, 5]
+    assert THREE.take(x, []).tolist() == []
+    assert THREE.take(x, list(THREE.names)).tolist() == x.tolist()
+
+
+def test_what_is_taken_is_a_copy():
+    x = torch.arange(17.0)
+    for names in (["bias"], list(THREE.names)):
+        THREE.take(x, names).zero_()
+        assert torch.equal(x, torch.arange(17.0))
+
+
+def test_put_by_hand():
+    x = torch.arange(17.0)
+    found = THREE.put(x, ["bias", "w.A"], -torch.arange(1.0, 10))
+    assert found.tolist() == [-4, -5, -6, -7, -8, -9, 6, 7, 8, 9, 10, 11, 12, 13, -1, -2, -3]
+    assert torch.equal(x, torch.arange(17.0))
+    assert torch.equal(THREE.put(x, [], x[:0]), x)
+    assert THREE.put(x, [], x[:0]) is not x
+
+
+@LAW
+@given(leaves, st.randoms(use_true_random=False))
+def test_put_what_was_taken(parts, random):
+    layout = Layout.of(parts)
+    names = random.sample(list(layout.names), random.randint(0, len(parts)))
+    source = torch.Generator().manual_seed(random.randrange(2**32))
+    x, y = (torch.randn(layout.size, generator=source, dtype=torch.float64) for _ in range(2))
+    part = layout.take(x, names)
+    assert part.dtype == torch.float64
+    assert torch.equal(layout.put(x, names, part), x)
+    moved = layout.put(y, names, part)
+    for leaf in layout.leaves:
+        whose = x if leaf.name in names else y
+        assert torch.equal(layout.views(moved)[leaf.name], layout.views(whose)[leaf.name])
+
+
+@pytest.mark.parametrize("size", [0, 2, 4, 17])
+def test_a_part_of_another_size_is_refused(size):
+    with pytest.raises(ValueError, match="hold 3 numbers"):
+        THREE.put(torch.zeros(17), ["bias"], torch.zeros(size))
+
+
+def test_unknown_leaves_are_refused_by_name():
+    for call in (lambda: THREE.take(torch.zeros(17), ["w.C"]), lambda: THREE.put(torch.zeros(17), ["w.C"], None)):
+        with pytest.raises(ValueError, match="no trained tensor is called w.C; they are called w.A"):
+            call()
+    with pytest.raises(ValueError, match="17 numbers"):
+        THREE.take(torch.zeros(16), ["bias"])

@@ -3,15 +3,19 @@
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
 from contract.links import Passing
-from fedloom.contracts import Missing, TooFewReplies
+from fedloom.algorithms.ditto import Ditto
+from fedloom.algorithms.fedbuff import FedBuff
+from fedloom.channel.codec import encode
+from fedloom.contracts import Missing, NobodyReplied, TooFewReplies
 from fedloom.errors import RunStopped
 from fedloom.rounds import advance, one_round
 from fedloom.runtime.folding import Traffic
 from fedloom.runtime.site import Reply
-from seam.pages import Ditto, FedBuff
-from seam.quadratic import World
+from fedloom.spaces.factors import Factors
+from seam.quadratic import PLAIN, World
 
 
 @dataclass
@@ -103,6 +107,57 @@ def test_a_bug_is_not_tried_again():
     assert hub.rewound == []
 
 
+class Empty:
+    """A page whose cohort is sometimes nobody: it asks, counts, and finds no value."""
+
+    def __init__(self, empty):
+        self.empty, self.tried = empty, []
+
+    def round(self, state, hub):
+        self.tried.append((hub.round, hub.attempt))
+        hub.flight += 1
+        if hub.round in self.empty:
+            raise NobodyReplied("no reply counted")
+        return state + 10
+
+
+def test_a_round_in_which_nobody_replied_changes_nothing_and_counts():
+    page, hub, seen = Empty({0, 2}), Hub(), []
+    assert advance(page, 0, hub, 4, retries=3, after=lambda s: seen.append((hub.round, s))) == 20
+    assert page.tried == [(0, 0), (1, 0), (2, 0), (3, 0)]  # it is not tried again
+    assert seen == [(1, 0), (2, 10), (3, 10), (4, 20)]
+    assert hub.rewound == [0, 2]
+    assert hub.flight == 2  # the work of the two that changed something
+
+
+class Nobody:
+    """A sampler that asks nobody in the rounds of a list."""
+
+    def __init__(self, rounds):
+        self.rounds = rounds
+
+    def draw(self, known, count, key, round):
+        return [] if round in self.rounds else sorted(known)[:count]
+
+
+def test_an_empty_cohort_of_a_real_page_keeps_the_state_and_every_memory():
+    world = World(clients=6, cohort=3)
+    page, asked = Ditto(Factors(PLAIN)), []
+    hub = world.hub(page, events=lambda e: asked.append(getattr(e, "cohort", None)))
+    hub.sampler = Nobody({1})
+    states, memories = [], []
+    store = hub.link.site.store  # type: ignore[attr-defined]
+
+    def after(state):
+        states.append(state)
+        memories.append({i: encode(store.open(i).memory) for i in range(6)})
+
+    advance(page, page.init(world.start()), hub, 3, retries=2, after=after)
+    assert states[0] is states[1]
+    assert memories[0] == memories[1] != memories[2]
+    assert not torch.equal(states[1].x, states[2].x)
+
+
 class LosingFirst(Passing):
     """Loses the last `lost` replies of the first collect, after the others were counted."""
 
@@ -118,7 +173,7 @@ class LosingFirst(Passing):
 def test_a_failed_attempt_leaves_no_trace_in_memories():
     """Clients that counted in the attempt that failed, and are not asked again, remember nothing."""
     world = World(clients=12, cohort=3, min_replies=3)
-    page, asked = Ditto(), []
+    page, asked = Ditto(Factors(PLAIN)), []
     hub = world.hub(page, wrap=LosingFirst, events=lambda e: asked.append(getattr(e, "cohort", None)))
     one_round(page, page.init(world.start()), hub, retries=1)
     first, second = (set(cohort) for cohort in asked if cohort)
@@ -130,7 +185,7 @@ def test_a_failed_attempt_leaves_no_trace_in_memories():
 def test_a_failed_attempt_leaves_no_work_in_flight():
     """Of four at work two are lost; what is in flight after the stop is what was before the round: nothing."""
     world = World(min_replies=2)
-    page = FedBuff()
+    page = FedBuff(buffer=2, concurrency=4)
     hub = world.hub(page, wrap=LosingFirst)
     before = hub.snapshot()
     with pytest.raises(RunStopped):

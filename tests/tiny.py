@@ -21,6 +21,7 @@ from data.tiny_tokenizers import byte_tokenizer
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.build import adapt
 from fedloom.adapters.config import AdapterConfig, LoraConfig
+from fedloom.adapters.lora import Ranks
 from fedloom.contracts import Call
 from fedloom.data.encode import Encoded
 from fedloom.engine.config import OptimizerConfig
@@ -28,7 +29,7 @@ from fedloom.engine.reference import Reference
 from fedloom.engine.requests import Descend
 from fedloom.models.config import ModelConfig
 from fedloom.models.load import Base, load_model, load_tokenizer
-from fedloom.params import Layout, Params
+from fedloom.params import Layout, Leaf, Params
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -91,11 +92,17 @@ class Rig:
     """An adapted model with its engine, asked one thing at a time."""
 
     def __init__(
-        self, folder: Path, adapter: AdapterConfig | None = None, *, checkpointing: bool = False, **model: Any
+        self,
+        folder: Path,
+        adapter: AdapterConfig | None = None,
+        *,
+        checkpointing: bool = False,
+        ranks: Ranks | None = None,
+        **model: Any,
     ) -> None:
         self.adapter = adapter or LoraConfig(rank=4, targets="all-linear")
         self.base = loaded(folder, self.adapter.kind == "full", **model)
-        self.adapted: Adapted = adapt(self.base, self.adapter, 7)
+        self.adapted: Adapted = adapt(self.base, self.adapter, 7, ranks)
         self.layout: Layout = self.adapted.layout
         self.tokenizer = load_tokenizer(config(folder))
         self.engine = Reference(self.adapted, self.tokenizer, (END,), checkpointing)
@@ -108,6 +115,13 @@ class Rig:
             self.engine.abandon()  # as the driver does; a call that broke would otherwise be served again
         assert client == 0
         return result
+
+    def descend(self, start: Params, **changes: Any) -> Descend:
+        """Four steps of plain SGD without clipping, unless told otherwise."""
+        request = Descend(
+            start, self.layout, BATCHES, LRS, OptimizerConfig(name="sgd"), None, 1, 11, "client 0, round 1"
+        )
+        return replace(request, **changes)
 
     def somewhere(self, seed: int = 0, size: float = 0.05) -> Params:
         """A point where no factor is zero."""
@@ -129,12 +143,6 @@ def batch(*lengths: int, seed: int = 0) -> list[Encoded]:
 BATCHES = (batch(9, 14, 5, seed=1), batch(12, 3, seed=2), batch(7, 16, 8, 4, seed=3), batch(6, seed=4))
 """Batches of different sizes and lengths."""
 LRS = (0.004, 0.008, 0.012, 0.012)
-
-
-def descend(start: Params, **changes: Any) -> Descend:
-    """Four steps of plain SGD without clipping, unless told otherwise."""
-    request = Descend(start, BATCHES, LRS, OptimizerConfig(name="sgd"), None, 1, 11, "client 0, round 1")
-    return replace(request, **changes)
 
 
 # -- what must come out, written without fedloom
@@ -175,6 +183,32 @@ def peft_model(folder: Path, layout: Layout, x: Params, **settings: Any) -> Any:
             assert tuple(factor.weight.shape) == leaf.shape
             factor.weight.copy_(x[leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape))
     return made
+
+
+def carried(adapted: Adapted, width: int, seed: int = 0, size: float = 0.1) -> tuple[Tensor, ...]:
+    """A product of this width for every adapted module."""
+    source, found = torch.Generator().manual_seed(seed), []
+    for extra in adapted.extras.values():
+        found.append(size * torch.randn(extra.outputs, width, generator=source))
+        found.append(size * torch.randn(width, extra.inputs, generator=source))
+    return tuple(found)
+
+
+def widened(folder: Path, layout: Layout, x: Params, carry: Sequence[Tensor]) -> Any:
+    """Plain peft whose one adapter holds both, A over R and B beside L; all modules with the same ranks."""
+    rank, width, scale = layout.leaves[0].shape[0], carry[1].shape[0], layout.leaves[0].scale
+    views = layout.views(x)
+    a, b = ([leaf for leaf in layout.leaves if leaf.factor == factor] for factor in "AB")
+    leaves, tensors = list[Leaf](), dict[str, Tensor]()
+    for i, (one, other) in enumerate(zip(a, b, strict=True)):
+        tensors[one.name] = torch.cat([views[one.name], carry[2 * i + 1]])
+        tensors[other.name] = torch.cat([views[other.name], carry[2 * i] / scale], dim=1)
+        leaves += [replace(leaf, shape=tuple(tensors[leaf.name].shape)) for leaf in (one, other)]
+    wide = Layout.of(leaves)
+    modules = sorted({leaf.module for leaf in leaves})
+    return peft_model(
+        folder, wide, wide.gather(tensors), r=rank + width, lora_alpha=scale * (rank + width), target_modules=modules
+    )
 
 
 def vector_of(model: nn.Module, layout: Layout) -> Params:

@@ -1,7 +1,7 @@
 """From a configuration to the objects of a run. The second process of the loopback runtime uses the same half."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,11 @@ import torch
 
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.build import adapt
+from fedloom.adapters.config import LoraConfig
+from fedloom.adapters.lora import resized, scale
+from fedloom.adapters.ranks import Ranks
 from fedloom.algorithms import table
+from fedloom.algorithms.table import Setting
 from fedloom.config import Config, dump
 from fedloom.contracts import HOME, Algorithm, ClientId, Profile
 from fedloom.data.federated import ClientRows, FederatedData, build, build_rows
@@ -23,10 +27,13 @@ from fedloom.evaluation import Evaluation
 from fedloom.events import Event
 from fedloom.models.load import Base, load_model, load_tokenizer
 from fedloom.models.load import fingerprint as base_fingerprint
+from fedloom.params import Layout
+from fedloom.runtime.attack import attackers, attacking, flip_answers
 from fedloom.runtime.client import ClientData, LocalPlan, Split
 from fedloom.runtime.config import ClientOverride
 from fedloom.runtime.federation import Hub, Link
 from fedloom.runtime.loopback import SecondProcess
+from fedloom.runtime.sampling import holdout, sampler
 from fedloom.runtime.simulation import InProcess
 from fedloom.runtime.site import Site, Tasks
 from fedloom.runtime.store import InMemory, OnDisk, Store
@@ -69,16 +76,33 @@ class Parts:
         self.config = config
         self.tokenizer = load_tokenizer(config.model)
         self.data: FederatedData = build(config.data, config.partition, config.seed, self.tokenizer)
-        self.overrides = match_overrides(config.clients, [client.name for client in self.data.clients])
-        self.cohort = cohort_size(config.federation.cohort, len(self.data.clients))
+        names = [client.name for client in self.data.clients]
+        self.overrides = match_overrides(config.clients, names)
+        self.holdouts = holdout(config.federation.holdout, names, config.seed)
+        self.clients: Sequence[ClientId] = (
+            [i for i in range(len(names)) if i not in self.holdouts] if self.holdouts else range(len(names))
+        )
+        self.cohort = cohort_size(config.federation.cohort, len(self.clients))
+        self.sampler = sampler(
+            config.federation.sampling, names, lambda i: self.data.clients[i].sizes["train"], count=self.cohort,
+            seed=config.seed, holdouts=self.holdouts,
+        )  # fmt: skip
+        self.attackers = attackers(config.attack, names, config.seed, self.holdouts)
+        if config.attack.name == "label_flip":
+            for i in attacking(config.attack, names, config.seed, self.holdouts):
+                self.data.clients[i] = self.data.clients[i].answered(flip_answers)
         self.base: Base = load_model(
             config.model, trained_whole=config.adapter.kind == "full", longest=config.data.max_length
         )
         _check_length(self.base, config.data.max_length)
         self.base_fingerprint = base_fingerprint(self.base.module)
-        self.adapted: Adapted = adapt(self.base, config.adapter, config.seed)
+        self.ranks = client_ranks(config, self.overrides, len(names))
+        self.adapted: Adapted = adapt(
+            self.base, config.adapter, config.seed, None if self.ranks is None else self.ranks.largest
+        )
+        self._layouts: dict[tuple[int, ...], Layout] = {}
         self.algorithm: Algorithm[Any] = (
-            table.build(config.algorithm, config.aggregate) if algorithm is None else algorithm
+            table.build(config.algorithm, config.aggregate, self._setting()) if algorithm is None else algorithm
         )
         _check_needs(self.algorithm, config)
         self.evaluation = Evaluation(self.algorithm, config.evaluate)
@@ -90,7 +114,19 @@ class Parts:
         """What the server knows of a client."""
         if client == HOME:
             return Profile(HOME, "server", self.adapted.layout)
-        return Profile(client, self.data.clients[client].name, self.adapted.layout, self._override(client).speed)
+        return Profile(client, self.data.clients[client].name, self.layout(client), self._override(client).speed)
+
+    def layout(self, client: ClientId) -> Layout:
+        """What a client's vector means: its ranks may be smaller than the shared ones."""
+        shared, adapter = self.adapted.layout, self.config.adapter
+        if self.ranks is None or not self.ranks.differ or not isinstance(adapter, LoraConfig):
+            return shared
+        modules = list(self.adapted.extras)
+        ranks = self.ranks.of(client, modules)
+        kind = tuple(ranks[name] for name in modules)
+        if kind not in self._layouts:
+            self._layouts[kind] = resized(shared, ranks, lambda rank: scale(adapter, rank))
+        return self._layouts[kind]
 
     def rows(self, client: ClientId) -> ClientData:
         """A client's rows."""
@@ -116,6 +152,7 @@ class Parts:
             plan=self.plan,
             root=self.config.seed,
             window=self.config.runtime.window,
+            attack=self.attackers.get,
         )
 
     def marshal(self) -> Marshal:
@@ -134,7 +171,9 @@ class Parts:
             link=link,
             home=link,
             tasks=self.tasks,
-            clients=range(len(self.data.clients)),
+            clients=self.clients,
+            everybody=range(len(self.data.clients)),
+            sampler=self.sampler,
             profile=self.profile,
             cohort=self.cohort,
             root=self.config.seed,
@@ -142,13 +181,27 @@ class Parts:
             events=events,
         )
 
+    def _setting(self) -> Setting:
+        c, layout = self.config, self.adapted.layout
+        modules = list(self.adapted.extras)
+        levels = set[int]()
+        if self.ranks is not None:
+            for client in self.clients if self.ranks.differ else [0]:
+                levels |= set(self.ranks.of(client, modules).values())
+        args = c.local.optimizer.args
+        return Setting(
+            layout=layout, seed=c.seed, rounds=c.federation.rounds, cohort=self.cohort, lr=c.local.lr,
+            momentum=float(args.get("momentum", 0.0)) if c.local.optimizer.name.lower() == "sgd" else 0.0,
+            density=c.adapter.sparse if isinstance(c.adapter, LoraConfig) else None, levels=tuple(sorted(levels)),
+        )  # fmt: skip
+
     def _override(self, client: ClientId) -> ClientOverride:
         return self.overrides.get(client, ClientOverride())
 
     def _home_local(self) -> LocalConfig:
         local = self.config.local
         if local.epochs is not None:
-            return local.model_copy(update={"epochs": local.epochs * self.cohort / len(self.data.clients)})
+            return local.model_copy(update={"epochs": local.epochs * self.cohort / len(self.clients)})
         return local.model_copy(update={"steps": (local.steps or 1) * self.cohort})
 
     def _global_rows(self) -> ClientRows | None:
@@ -188,6 +241,20 @@ def cohort_size(cohort: int | str, clients: int) -> int:
     return cohort
 
 
+def client_ranks(config: Config, overrides: Mapping[ClientId, ClientOverride], clients: int) -> Ranks | None:
+    """Every client's LoRA ranks; None for other adapters.
+
+    Raises:
+        UserError: a rank is given, but the adapter has none.
+    """
+    named = {i: override.rank for i, override in overrides.items() if override.rank is not None}
+    if not isinstance(config.adapter, LoraConfig):
+        if named:
+            raise UserError(f"clients: a rank is given, but adapter.kind={config.adapter.kind} has no ranks")
+        return None
+    return Ranks(config.adapter, clients, named, config.seed)
+
+
 def match_overrides(clients: dict[str, ClientOverride], names: Sequence[str]) -> dict[ClientId, ClientOverride]:
     """Overrides by client number; a later entry wins where two name one client.
 
@@ -215,7 +282,7 @@ def match_overrides(clients: dict[str, ClientOverride], names: Sequence[str]) ->
 
 def overridden(local: LocalConfig, override: ClientOverride) -> LocalConfig:
     """`local` with a client's own settings; steps and epochs replace each other."""
-    changes = {k: v for k, v in override.model_dump(exclude={"speed"}).items() if v is not None}
+    changes = {k: v for k, v in override.model_dump(exclude={"speed", "rank"}).items() if v is not None}
     if "steps" in changes:
         changes["epochs"] = None
     elif "epochs" in changes:

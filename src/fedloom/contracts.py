@@ -5,7 +5,7 @@ one client. Simulation and deployment differ only behind `Federation.collect`. M
 dataclasses of tensors and scalars; everything a checkpoint needs is in the state.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, overload
 
@@ -59,12 +59,35 @@ class ClientFailed(Exception):
 
 
 class TooFewReplies(Exception):
-    """A collect got fewer replies than `federation.min_replies`; the round is tried again with a new cohort."""
+    """A collect got fewer replies than the run or a rule needs; the round is tried again with a new cohort."""
 
     def __init__(self, counted: int, wanted: int, missing: Mapping[ClientId, Missing]) -> None:
         reasons = "; ".join(f"client {i}: {m.reason}, {m.detail}" for i, m in list(missing.items())[:3])
         super().__init__(f"{counted} replies counted, {wanted} are needed ({reasons or 'nobody was asked'})")
         self.missing = dict(missing)
+
+
+class NobodyReplied(LookupError):
+    """A page asked for the value of a collect nobody replied to; the round loop lets such a round change nothing."""
+
+
+# -- what is trained ------------------------------------------------------------------------------------------------
+
+Carry: TypeAlias = tuple[Tensor, ...]
+"""What has left the adapter for the base, as frozen factors: (L_1, R_1, L_2, R_2, ...), one pair for each adapted module
+in the order of the layout, L [out, k] and R [k, in], scale within; L R is added to what the module computes. () is
+nothing. The shared base itself is never changed."""
+
+
+@dataclass(frozen=True)
+class Model(Message):
+    """A model on its way to be used: the base, what is carried on top of it, and the trained numbers."""
+
+    x: Params
+    """[P]"""
+    carry: Carry = ()
+    whole: bool = True
+    """False: only the part that is shared; nobody uses it as it stands."""
 
 
 # -- rules --------------------------------------------------------------------------------------------------------
@@ -95,7 +118,11 @@ class Rule(Protocol):
         """Two accumulators of disjoint clients, as one."""
 
     def finish(self, acc: Any) -> Any:
-        """The value; called only when something was added."""
+        """The value; called only when something was added.
+
+        Raises:
+            TooFewReplies: it needs more than were added.
+        """
 
 
 Rules: TypeAlias = Rule | Mapping[str, Rule]
@@ -135,6 +162,8 @@ class Trained:
     """Steps left out: loss or gradient not finite, or nothing labelled."""
     gradient: Params | None = None
     """[P], mean of the raw gradients of the steps, when it was asked for."""
+    inner: Mapping[str, Tensor] | None = None
+    """The optimiser's state after the last step, when one was handed in."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +193,11 @@ class Got:
         """The combined message.
 
         Raises:
-            LookupError: nobody replied; a page that may ask an empty cohort looks at `clients` first.
+            NobodyReplied: there is none. The round loop catches it and keeps the state; a page that has something to
+                do in an empty round looks at `clients` first.
         """
         if not self.clients:
-            raise LookupError("no reply counted, so there is no value; look at `clients` before `value`")
+            raise NobodyReplied("no reply counted, so there is no value; look at `clients` before `value`")
         return Combined(self.fields)
 
 
@@ -209,6 +239,8 @@ class ClientState(Protocol):
         """The value; zeros shaped `like` that, or None, when there is none yet."""
 
     def __setitem__(self, name: str, value: Tensor | float | int) -> None: ...
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all entries that begin so, sorted."""
 
 
 class Client(Protocol):
@@ -230,6 +262,10 @@ class Client(Protocol):
     def examples(self) -> int:
         """Training rows it holds."""
 
+    @property
+    def lr(self) -> float:
+        """Base learning rate of this round."""
+
     def weight(self, run: Trained) -> float:
         """How much a reply made of this training counts, by `aggregate.weighting`."""
 
@@ -240,33 +276,48 @@ class Client(Protocol):
         self,
         x: Params,
         *,
+        carry: Carry = (),
         steps: int | None = None,
         lr: float | None = None,
+        decay: float = 1.0,
         train: Sequence[str] | None = None,
         correct: Correct | None = None,
         with_: Sequence[Tensor] = (),
         penalty: Penalty | None = None,
         batches: str | None = None,
+        one_batch: bool = False,
         gradient: bool = False,
+        inner: Mapping[str, Tensor] | None = None,
     ) -> Awaitable[Trained]:
         """Train from `x` [P] as the recipe's `local` says, unless told otherwise.
 
         Args:
             x: where to start.
+            carry: what lies on top of the base meanwhile, frozen.
             steps: optimiser steps; default: the recipe's.
-            lr: base learning rate; default: the round's.
-            train: names of the leaves that move; default: all active ones.
+            lr: base learning rate; default: the round's. 0 looks at gradients without moving.
+            decay: the rate falls in a line over the K steps towards this share of it: step k has
+                lr (1 - k / K (1 - decay)).
+            train: names of the leaves that move; default: all.
             correct: changes the gradient before clipping and the step, with the vectors of `with_` passed in.
             with_: [P] each, handed to `correct` and `penalty`.
             penalty: a further term of the loss.
             batches: name of a batch stream; two trainings of one task with the same name see the same batches.
+            one_batch: every step sees the stream's first batch.
             gradient: also return the mean raw gradient.
+            inner: state of the optimiser to go on from (empty: begin one), returned in `Trained.inner`; None: begin
+                anew and forget.
         """
 
-    def probe(self, points: Sequence[Params], *, batches: str | None = None) -> Awaitable[list[float]]:
+    def passes(self, count: float = 1.0) -> int:
+        """Optimiser steps that see every training row `count` times."""
+
+    def probe(
+        self, points: Sequence[Params], *, carry: Carry = (), batches: str | None = None
+    ) -> Awaitable[list[float]]:
         """Losses of one batch at each point, nothing saved for a backward pass."""
 
-    def logits(self, x: Params) -> Awaitable[Tensor]:
+    def logits(self, x: Params, *, carry: Carry = ()) -> Awaitable[Tensor]:
         """The model's outputs at `x` on the public rows."""
 
     def exchange(self, phase: str, payload: Message) -> Awaitable[Mapping[ClientId, Message]]:
@@ -297,14 +348,19 @@ class Federation(Protocol):
 
     @property
     def clients(self) -> Sequence[ClientId]:
-        """Everybody registered."""
+        """Everybody registered who may be asked to train."""
 
     @property
     def home(self) -> ClientId | None:
         """The server's own worker, when the run has one."""
 
-    def cohort(self) -> list[ClientId]:
-        """This round's clients by the sampling policy, sorted; may be empty."""
+    def cohort(self, count: int | None = None, without: Collection[ClientId] = ()) -> list[ClientId]:
+        """This round's clients by the sampling policy, sorted; may be empty.
+
+        Args:
+            count: how many; default: as the recipe says.
+            without: nobody of these.
+        """
 
     def profile(self, client: ClientId) -> Profile:
         """What is known of a client."""
@@ -323,6 +379,9 @@ class Federation(Protocol):
     def busy(self) -> frozenset[ClientId]:
         """Clients with work in flight."""
 
+    def note(self, **numbers: float) -> None:
+        """Numbers about this round for logs and the report; nothing reads them back."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -336,6 +395,8 @@ class Needs:
     """It needs all rows in one place: a simulation's baseline, impossible between organisations."""
     sgd_only: bool = False
     """Its client half is right only for plain SGD."""
+    personal: bool = False
+    """Clients end with models of their own, which are evaluated and exported."""
 
 
 class Algorithm(Protocol[State]):
@@ -351,49 +412,59 @@ class Algorithm(Protocol[State]):
     def round(self, state: State, fed: Federation) -> State:
         """The server's half."""
 
-    def model(self, state: State) -> Params | None:
-        """The shared model [P]: evaluated, best, exported. None: there is none."""
+    def model(self, state: State) -> Model:
+        """The shared model: evaluated, best, exported (if it is `whole`), and what `personal` begins from."""
 
     async def local(self, down: Any, client: Client) -> Any:
         """One client's half; more coroutines may stand beside it."""
 
-    async def personal(self, down: "Model", client: Client) -> Params:
-        """What this client itself would use."""
-
-
-@dataclass(frozen=True)
-class Model(Message):
-    """The shared model on its way to be used."""
-
-    x: Params
-    """[P]"""
+    async def personal(self, down: Model, client: Client) -> Model:
+        """What this client itself would use, in its own layout."""
 
 
 # -- geometry, channel, engine ------------------------------------------------------------------------------------
 
 
 Term: TypeAlias = Tensor | tuple[Tensor, ...]
-"""What a space averages: a vector, or factors of something larger."""
+"""What a space averages: a vector, or (plain, L_1, R_1, L_2, R_2, ...), the leaves that are no factors as one vector and,
+for each adapted module in the order of the layout, a product L R with L [out, k], R [k, in] and the scale within."""
 
 
 class Space(Protocol):
     """What is averaged, and how it becomes a client's numbers and back. LoRA geometry lives here.
 
-    A space averages what clients have, not differences.
+    A space averages what clients have, not differences. Rounds may take turns (train B, then A): each turn is a phase,
+    and only the leaves active in it are trained, sent and touched by the server's optimiser.
     """
+
+    @property
+    def phases(self) -> int:
+        """How many phases there are; 1 for most."""
+
+    def phase(self, round: int) -> int:
+        """Which one this round is (0 behind us: the first)."""
+
+    def active(self, phase: int, layout: Layout) -> Sequence[str] | None:
+        """Names of the leaves that move; None: all."""
 
     def lower(self, shared: Params, layout: Layout) -> Params:
         """A client's start [its own P] from the shared vector [P]."""
 
-    def lift(self, y: Params, layout: Layout) -> Term:
-        """A client's result as a term of the average."""
+    def lift(self, y: Params, layout: Layout, phase: int) -> Term:
+        """A client's result [its own P] as what it sends."""
 
     @property
     def rule(self) -> Rule:
-        """How terms are combined."""
+        """How what clients send is combined, to a term like `point`."""
 
-    def close(self, shared: Params, mean: Any) -> Params:
-        """The combined terms as a shared vector [P]."""
+    def point(self, shared: Params, phase: int) -> Term:
+        """Where the shared vector stands, as a term; the server's optimiser goes on from it."""
+
+    def form(self, term: Term, phase: int) -> Term:
+        """What a client sent, free of gauge (products of factors), to measure distances in."""
+
+    def close(self, shared: Params, carry: Carry, term: Term, round: int) -> tuple[Params, Carry]:
+        """The shared vector [P] and the carry that stand for a combined term."""
 
 
 class Stage(Protocol):

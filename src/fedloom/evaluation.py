@@ -16,7 +16,6 @@ from fedloom.events import Evaluated, Event
 from fedloom.metrics.config import EvaluateConfig
 from fedloom.metrics.scores import Scores
 from fedloom.metrics.summary import pooled, summarise
-from fedloom.params import Params
 from fedloom.runtime.client import LocalClient
 from fedloom.runtime.federation import Hub
 
@@ -34,7 +33,7 @@ class Scored(Message):
 class Own(Message):
     """A client's own model, for exports of a simulation."""
 
-    x: Params
+    model: Model
 
 
 class Evaluation:
@@ -49,17 +48,17 @@ class Evaluation:
 
     async def score_global(self, down: Model, client: Client) -> Scored:
         """Score the shared model on rows of nobody; runs on the server's own worker."""
-        return Scored(await self._evaluate(client, down.x, "test"))
+        return Scored(await self._evaluate(client, down, "test"))
 
     async def own(self, down: Model, client: Client) -> Own:
         """Hand over what this client would use."""
         return Own(await self.algorithm.personal(down, client))
 
-    async def _evaluate(self, client: Client, x: Params, split: Any) -> Scores:
+    async def _evaluate(self, client: Client, model: Model, split: Any) -> Scores:
         assert isinstance(client, LocalClient)
         c = self.config
         scores: Scores = await client.evaluate(
-            x, split, tuple(c.metrics), c.rows_per_client, c.batch_size, c.max_new_tokens
+            model, split, tuple(c.metrics), c.rows_per_client, c.batch_size, c.max_new_tokens
         )
         return scores
 
@@ -88,30 +87,26 @@ class Evaluator:
         every = self.tasks.config.every
         return round in (0, rounds) or (every > 0 and round % every == 0)
 
-    def __call__(self, x: Params, shared: bool) -> dict[str, float]:
-        """Score; the summary over clients (empty when nobody has rows).
-
-        Args:
-            x: the shared model, or where everybody began.
-            shared: whether it is a model of the run's, so that a global score means something.
+    def __call__(self, model: Model) -> dict[str, float]:
+        """Score; the summary over clients (empty when nobody has rows). A shared model that is `whole` has a global
+        score too.
         """
         names = self.tasks.config.metrics
         summary: dict[str, float] = {}
         if self.clients:
             begun = time.perf_counter()
-            found = self._ask(self.tasks.score, x, self._whom())
+            found = self._ask(self.tasks.score, model, self._whom())
             summary = summarise(found, names)
             rows = {name: scores.row(names) for name, scores in found.items() if scores.examples}
             self._tell(self.tasks.config.split, summary, rows, begun)
-        if self.everybody and shared and self.hub.home is not None:
+        if self.everybody and model.whole and self.hub.home is not None:
             begun = time.perf_counter()
-            found = self._ask(self.tasks.score_global, x, [self.hub.home])
+            found = self._ask(self.tasks.score_global, model, [self.hub.home])
             self._tell(GLOBAL, pooled(found.values()).metrics(names), {}, begun)
         return summary
 
-    def _ask(self, task: Any, x: Params, to: Sequence[ClientId]) -> dict[str, Scores]:
-        down = Model(x)
-        got = self.hub.survey(task, lambda _: down, to, Gather())
+    def _ask(self, task: Any, model: Model, to: Sequence[ClientId]) -> dict[str, Scores]:
+        got = self.hub.survey(task, lambda _: model, to, Gather())
         scores = [value for value, _ in got.value.scores] if got.clients else []
         return {self.hub.profile(i).name: s for i, s in zip(got.clients, scores, strict=True)}
 
@@ -121,9 +116,9 @@ class Evaluator:
     def _whom(self) -> list[ClientId]:
         match self.tasks.config.clients:
             case "all":
-                return list(self.hub.clients)
+                return list(self.hub.everybody)
             case "cohort":
                 return list(self.hub.last_cohort) or self.hub.draw()
             case count:
-                order = rng.permutation(rng.key(self.seed, "evaluated clients"), len(self.hub.clients))
-                return sorted(self.hub.clients[i] for i in order[:count])
+                order = rng.permutation(rng.key(self.seed, "evaluated clients"), len(self.hub.everybody))
+                return sorted(self.hub.everybody[i] for i in order[:count])

@@ -96,6 +96,8 @@ class RoundFinished:
     bytes_up: int
     """Summed over the clients that replied."""
     seconds: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the algorithm noted, such as drift and aggregation_error."""
 
 
 @dataclass(frozen=True)

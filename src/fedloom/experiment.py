@@ -24,6 +24,7 @@ from fedloom.assembly import Parts, fingerprint
 from fedloom.checkpoint import Checkpoint, Progress
 from fedloom.config import Config, dump, load
 from fedloom.config.checks import require
+from fedloom.config.methods import without_effect
 from fedloom.contracts import Algorithm, Model
 from fedloom.engine.schedule import round_rate
 from fedloom.errors import UserError
@@ -43,7 +44,7 @@ from fedloom.events import (
 from fedloom.folder import FORMAT, RunFolder
 from fedloom.metrics.summary import better
 from fedloom.models.load import location
-from fedloom.params import Params
+from fedloom.params import Layout
 from fedloom.recorder import Recorder
 from fedloom.rounds import advance
 from fedloom.runtime.folding import Traffic
@@ -176,6 +177,8 @@ class Session:
         )  # fmt: skip
         for note in parts.data.notes:
             self.events(Noted(note))
+        for note in without_effect(config):
+            self.events(Noted(note, "warning"))
         if self.saved is not None:
             self.hub.round = self.progress.round
             self.hub.restore(self.saved.federation)
@@ -228,26 +231,25 @@ class Session:
         self.events(
             RoundFinished(
                 self.hub.round, t.counted, t.missing, loss, t.examples, t.tokens, t.steps, t.skipped, lr,
-                t.bytes_down, t.bytes_up, seconds,
+                t.bytes_down, t.bytes_up, seconds, dict(t.figures),
             )
         )  # fmt: skip
 
     def _evaluate(self, state: Any) -> None:
         shared = self.parts.algorithm.model(state)
-        x = self.parts.adapted.start if shared is None else shared
-        summary = self.evaluator(x, shared is not None)
+        summary = self.evaluator(shared)
         if summary:
             self.metrics = summary
             self._judge(summary, shared)
 
-    def _judge(self, summary: dict[str, float], shared: Params | None) -> None:
+    def _judge(self, summary: dict[str, float], shared: Model) -> None:
         """Best model and early stopping."""
         evaluate, now = self.config.evaluate, self.progress
         value = summary.get(evaluate.best)
         if value is not None and better(evaluate.best, value, now.best_value):
             now = dataclasses.replace(now, best_round=self.hub.round, best_value=value)
-            if shared is not None:
-                self._save(shared, self.path / "checkpoints" / "best")
+            if shared.whole:
+                self._save(shared, self.parts.adapted.layout, self.path / "checkpoints" / "best")
             self.events(BestModel(self.hub.round, evaluate.best, value))
         stop = evaluate.early_stop
         if stop is not None and stop.metric in summary:
@@ -271,24 +273,27 @@ class Session:
         return [checkpoint.round_of(path) for path in checkpoint.found(self.path / "checkpoints")]
 
     def _export(self, state: Any) -> None:
-        """The shared model, or every client's own, as adapter folders."""
-        shared = self.parts.algorithm.model(state)
-        if shared is not None:
-            self._save(shared, self.path / "adapters" / "final")
+        """The shared model if there is one, and every client's own if they have some, as adapter folders."""
+        shared, needs = self.parts.algorithm.model(state), self.parts.algorithm.needs
+        if shared.whole:
+            self._save(shared, self.parts.adapted.layout, self.path / "adapters" / "final")
+        if not needs.personal:
             return
-        count = len(self.hub.clients)
+        everybody = list(self.hub.everybody)
+        count = len(everybody)
         if count > PERSONAL_EXPORTS:
             self.events(Noted(f"{count} private models are not written as folders; they are in clients/", "warning"))
             return
-        down = Model(self.parts.adapted.start)
-        got = self.hub.survey(self.parts.evaluation.own, lambda _: down, list(self.hub.clients), Gather())
-        for client, (x, _) in zip(got.clients, got.value.x if got.clients else [], strict=True):
-            self._save(x, self.path / "adapters" / "clients" / self.hub.profile(client).name)
+        got = self.hub.survey(self.parts.evaluation.own, lambda _: shared, everybody, Gather())
+        for client, (own, _) in zip(got.clients, got.value.model if got.clients else [], strict=True):
+            profile = self.hub.profile(client)
+            self._save(own, profile.layout, self.path / "adapters" / "clients" / profile.name)
 
-    def _save(self, x: Params, path: Path) -> None:
+    def _save(self, model: Model, layout: Layout, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.folder(path) as aside:
-            adapters.save(self.parts.adapted, self.config.adapter, x, location(self.config.model.name), aside)
+            base = location(self.config.model.name)
+            adapters.save(self.parts.adapted, self.config.adapter, model, layout, base, aside)
             if self.config.adapter.kind == "full":
                 self.parts.tokenizer.save_pretrained(str(aside))
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 from typing import Any, Literal, TypeAlias
@@ -117,6 +118,57 @@ class Layout:
             vector[leaf.offset : leaf.offset + leaf.size].copy_(value.detach().reshape(-1))
         return vector
 
+    def named(self, patterns: Sequence[str]) -> tuple[str, ...]:
+        """Names of the leaves that match one of these shell patterns (`*.B`), in the order of the layout.
+
+        Raises:
+            ValueError: a pattern matches no leaf.
+        """
+        names = self.names
+        idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: no trained tensor has such a name; they are called {_few(names)}")
+        return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+    def take(self, vector: Params, names: Sequence[str]) -> Tensor:
+        """The numbers of these leaves, one behind the other in the order given: a copy.
+
+        Raises:
+            ValueError: the vector is not [P], or a name is no leaf.
+        """
+        views = self.views(vector)
+        self._know(names)
+        return torch.cat([views[name].reshape(-1) for name in names]) if names else vector.new_zeros(0)
+
+    def put(self, vector: Params, names: Sequence[str], part: Tensor) -> Params:
+        """A copy of the vector in which these leaves hold what `take` would have given as `part`.
+
+        Raises:
+            ValueError: sizes do not fit, or a name is no leaf.
+        """
+        self._know(names)
+        new = vector.clone()
+        views = self.views(new)
+        wanted = sum(views[name].numel() for name in names)
+        if tuple(part.shape) != (wanted,):
+            raise ValueError(f"these {len(names)} tensors hold {wanted} numbers, the part is {tuple(part.shape)}")
+        done = 0
+        for name in names:
+            view = views[name]
+            view.copy_(part[done : done + view.numel()].view(view.shape))
+            done += view.numel()
+        return new
+
+    def _know(self, names: Sequence[str]) -> None:
+        unknown = sorted(set(names) - set(self.names))
+        if unknown:
+            raise ValueError(f"no trained tensor is called {_few(unknown)}; they are called {_few(self.names)}")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of all leaves, in order."""
+        return tuple(leaf.name for leaf in self.leaves)
+
     def to_json(self) -> list[dict[str, Any]]:
         """A plain form for files and wires."""
         return [asdict(leaf) for leaf in self.leaves]
@@ -125,3 +177,7 @@ class Layout:
     def from_json(cls, data: Sequence[Mapping[str, Any]]) -> "Layout":
         """The layout `to_json` wrote."""
         return cls.of([Leaf(**{**leaf, "shape": tuple(leaf["shape"])}) for leaf in data])
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

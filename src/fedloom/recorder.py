@@ -2,7 +2,7 @@
 
 metrics.csv   round, split, the metrics of fedloom.metrics.summary.columns, seconds: a row per evaluation and split
 clients.csv   round, split, client, examples, tokens, metrics: a row per evaluation, split and client
-rounds.csv    the fields of events.RoundFinished: a row per round
+rounds.csv    the fields of events.RoundFinished, drift and aggregation_error: a row per round
 
 Floats are written by repr, so that they are read back to the same bits; an empty field is a value that does not exist.
 """
@@ -10,7 +10,7 @@ Floats are written by repr, so that they are read back to the same bits; an empt
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +21,8 @@ from fedloom.metrics.summary import columns
 
 Value: TypeAlias = float | str | None
 FILES = ("metrics.csv", "clients.csv", "rounds.csv")
+FIGURES = ("drift", "aggregation_error")
+"""What algorithms note that has a column of its own; the rest is in events.jsonl."""
 TEXT_COLUMNS = frozenset({"split", "client"})
 _COUNTS = ("examples", "tokens")
 
@@ -42,7 +44,9 @@ class Recorder:
         """Write the event's row or rows, if it has any."""
         match event:
             case RoundFinished():
-                self._tables["rounds.csv"].append([asdict(event)], [field.name for field in fields(RoundFinished)])
+                row = {name: value for name, value in asdict(event).items() if name != "figures"}
+                row |= {name: event.figures.get(name) for name in FIGURES}
+                self._tables["rounds.csv"].append([row], list(row))
             case Evaluated():
                 self._evaluated(event)
             case _:

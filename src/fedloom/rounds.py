@@ -6,13 +6,15 @@ It knows neither models nor files; the experiment hangs evaluation and checkpoin
 from collections.abc import Callable
 from typing import Any
 
-from fedloom.contracts import Algorithm, TooFewReplies
+from fedloom.contracts import Algorithm, NobodyReplied, TooFewReplies
 from fedloom.errors import RunStopped
 from fedloom.runtime.federation import Hub
 
 
 def one_round(algorithm: Algorithm[Any], state: Any, hub: Hub, retries: int) -> Any:
     """The next state; a round with too few replies is tried again with a new cohort and leaves no trace.
+
+    A round in which nobody was asked, or nobody had to reply, changes nothing.
 
     Raises:
         RunStopped: it failed once more than `retries` allows.
@@ -22,6 +24,10 @@ def one_round(algorithm: Algorithm[Any], state: Any, hub: Hub, retries: int) -> 
         hub.attempt = attempt
         try:
             return algorithm.round(state, hub)
+        except NobodyReplied:
+            hub.rewind(hub.round)
+            hub.restore(before)
+            return state
         except TooFewReplies as few:
             hub.rewind(hub.round)
             hub.restore(before)

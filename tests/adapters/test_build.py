@@ -6,6 +6,7 @@ import torch
 import tiny
 from fedloom.adapters.build import adapt, save
 from fedloom.adapters.config import FullConfig, LoraConfig
+from fedloom.contracts import Model
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ def test_kinds(tmp_path, config, origin, files):
     assert {leaf.origin for leaf in adapted.layout.leaves} == {origin}
     assert adapted.start.device == torch.device("cpu")
     assert tuple(adapted.start.shape) == (adapted.layout.size,)
-    assert torch.equal(adapted.read(), torch.zeros(adapted.layout.size)) is (origin == "difference")
-    save(adapted, config, adapted.start, "base", tmp_path / "out")
+    assert bool(adapted.start.any()) is (origin == "value")
+    assert not adapted.read().any()  # nothing is loaded yet: the base as it is
+    save(adapted, config, Model(adapted.start), adapted.layout, "base", tmp_path / "out")
     assert files <= {path.name for path in (tmp_path / "out").iterdir()}

@@ -7,6 +7,7 @@ import transformers
 import tiny
 from fedloom.adapters.build import adapt, save
 from fedloom.adapters.config import FullConfig
+from fedloom.contracts import Model
 
 IDS = torch.tensor([[5, 60, 200, 33, 9, 120, 77], [8, 8, 31, 250, 14, 6, 99]])
 FULL = FullConfig()
@@ -53,7 +54,7 @@ def test_transformers_loads_what_is_saved_to_the_same_logits(folder, tmp_path):
     rig = tiny.Rig(folder, FULL)
     x, elsewhere = rig.somewhere(1), rig.somewhere(2)
     rig.adapted.load(elsewhere)
-    save(rig.adapted, FULL, x, str(folder), tmp_path / "deep" / "final")
+    save(rig.adapted, FULL, Model(x), rig.layout, str(folder), tmp_path / "deep" / "final")
     assert torch.allclose(rig.adapted.read(), elsewhere, atol=1e-6)
     found, report = transformers.AutoModelForCausalLM.from_pretrained(
         str(tmp_path / "deep" / "final"), dtype=torch.float32, output_loading_info=True
@@ -69,7 +70,7 @@ def test_transformers_loads_what_is_saved_to_the_same_logits(folder, tmp_path):
 def test_training_is_a_plain_loop_over_all_parameters(folder):
     rig = tiny.Rig(folder, FULL)
     x = rig.somewhere(1, 0.01)
-    run = rig.ask(tiny.descend(x, max_grad_norm=1.0))
+    run = rig.ask(rig.descend(x, max_grad_norm=1.0))
     model, parts = tiny.plain(folder), rig.layout.views(x)
     for name, parameter in model.named_parameters():
         parameter.data += parts[name]
@@ -81,11 +82,33 @@ def test_training_is_a_plain_loop_over_all_parameters(folder):
     assert float((run.y - wanted).norm()) < 1e-4 * moved
 
 
+@pytest.mark.parametrize("kind", ["correction", "penalty"])
+def test_corrections_and_penalties_see_what_vectors_mean(folder, kind):
+    """A pull towards an anchor: vectors hold differences to the base, so both must be handed differences."""
+    rig = tiny.Rig(folder, FULL)
+    x, anchor, mu = rig.somewhere(1, 0.01), rig.somewhere(2, 0.01), 0.7
+    spans = {leaf.name: slice(leaf.offset, leaf.offset + leaf.size) for leaf in rig.layout.leaves}
+
+    def pull(tensors, anchor):
+        return sum((t.reshape(-1) - anchor[spans[name]]).square().sum() for name, t in tensors.items()) * mu / 2
+
+    model, parts = tiny.plain(folder), rig.layout.views(x)
+    for name, parameter in model.named_parameters():
+        parameter.data += parts[name]
+    tiny.batch_loss(model, tiny.BATCHES[0]).backward()
+    g = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+    wanted = x - 0.1 * (g + mu * (x - anchor))
+    common = {"batches": tiny.BATCHES[:1], "lrs": [0.1], "with_": (anchor,)}
+    how = {"correct": lambda g, w, anchor: g + mu * (w - anchor)} if kind == "correction" else {"penalty": pull}
+    run = rig.ask(rig.descend(x, **how, **common))
+    assert float((run.y - wanted).norm()) < 1e-3 * float((wanted - x).norm())
+
+
 def test_training_is_in_float32_whatever_the_folder_holds(folder):
     rig = tiny.Rig(folder, FULL, dtype="bfloat16")
     assert {p.dtype for p in rig.adapted.module.parameters()} == {torch.float32}
     x = torch.zeros(rig.layout.size)
-    run = rig.ask(tiny.descend(x, lrs=[1e-6] * 4))  # below bfloat16's spacing around any weight
+    run = rig.ask(rig.descend(x, lrs=[1e-6] * 4))  # below bfloat16's spacing around any weight
     assert float(run.y.abs().max()) > 0
 
 

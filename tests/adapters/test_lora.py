@@ -10,9 +10,10 @@ import transformers
 from torch import nn
 
 import tiny
-from fedloom.adapters import lora
+from fedloom.adapters import saved
 from fedloom.adapters.build import adapt, save
 from fedloom.adapters.config import LoraConfig
+from fedloom.contracts import Model
 from fedloom.errors import UserError
 from fedloom.models.load import Base
 
@@ -150,18 +151,25 @@ def test_plain_peft_loads_what_is_saved_to_the_same_logits(folders, family, sett
     rig = tiny.Rig(folders[family], settings)
     x, elsewhere = rig.somewhere(1, 0.1), rig.somewhere(2, 0.1)
     rig.adapted.load(elsewhere)  # what is in the model at the moment must not matter
-    save(rig.adapted, settings, x, str(folders[family]), tmp_path / "deep" / "adapter")
-    assert torch.equal(rig.adapted.read(), elsewhere)
+    save(rig.adapted, settings, Model(x), rig.layout, str(folders[family]), tmp_path / "deep" / "adapter")
     loaded = peft.PeftModel.from_pretrained(tiny.plain(folders[family]), str(tmp_path / "deep" / "adapter")).eval()
     rig.adapted.load(x)
     assert torch.allclose(logits(loaded), logits(rig.adapted.module), atol=1e-6)
     assert (logits(loaded) - logits(tiny.plain(folders[family]))).abs().max() > 0.01
 
 
+def test_saving_leaves_the_model_as_it_was(folders, tmp_path):
+    rig = tiny.Rig(folders["llama"])
+    x, elsewhere = rig.somewhere(1, 0.1), rig.somewhere(2, 0.1)
+    rig.adapted.load(elsewhere)
+    save(rig.adapted, rig.adapter, Model(x), rig.layout, "base", tmp_path)
+    assert torch.equal(rig.adapted.read(), elsewhere)
+
+
 def test_the_adapter_file_says_whose_it_is_and_auto_peft_finds_the_base(folders, tmp_path):
     rig = tiny.Rig(folders["llama"], LoraConfig(rank=2, targets=["q_proj", "up_proj"]))
     x = rig.somewhere(1, 0.1)
-    save(rig.adapted, rig.adapter, x, str(folders["llama"]), tmp_path)
+    save(rig.adapted, rig.adapter, Model(x), rig.layout, str(folders["llama"]), tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == str(folders["llama"])
     assert written["inference_mode"] is True
@@ -175,12 +183,12 @@ def test_an_adapter_is_saved_twice_alike_and_training_goes_on(folders, tmp_path)
     """Saving sets peft's settings to inference; that must not freeze the live model."""
     rig = tiny.Rig(folders["llama"])
     x = rig.somewhere()
-    first = rig.ask(tiny.descend(x))
+    first = rig.ask(rig.descend(x))
     for name in "ab":
-        save(rig.adapted, rig.adapter, x, "owner/name", tmp_path / name)
+        save(rig.adapted, rig.adapter, Model(x), rig.layout, "owner/name", tmp_path / name)
     written = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == "owner/name"
-    again = rig.ask(tiny.descend(x))
+    again = rig.ask(rig.descend(x))
     assert torch.equal(first.y, again.y)
     files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
     assert files[0] == files[1]
@@ -189,18 +197,18 @@ def test_an_adapter_is_saved_twice_alike_and_training_goes_on(folders, tmp_path)
 def test_the_vector_under_peft_s_names_and_back(folders):
     rig = tiny.Rig(folders["gpt2"])
     x = rig.somewhere()
-    tensors = lora.peft_tensors(rig.layout, x)
+    tensors = saved.peft_tensors(rig.adapted, x)
     rig.adapted.load(x)
     own = peft.get_peft_model_state_dict(rig.adapted.module)
     assert sorted(tensors) == sorted(own)
     for name, tensor in tensors.items():
         assert torch.equal(tensor, own[name])
-    assert torch.equal(lora.from_peft(rig.layout, tensors), x)
+    assert torch.equal(saved.from_peft(rig.layout, tensors), x)
     some = next(iter(tensors))
     with pytest.raises(ValueError, match="1 missing"):
-        lora.from_peft(rig.layout, {name: t for name, t in tensors.items() if name != some})
+        saved.from_peft(rig.layout, {name: t for name, t in tensors.items() if name != some})
     with pytest.raises(ValueError, match="1 unexpected"):
-        lora.from_peft(rig.layout, {**tensors, "base_model.model.lm_head.lora_A.weight": tensors[some]})
+        saved.from_peft(rig.layout, {**tensors, "base_model.model.lm_head.lora_A.weight": tensors[some]})
 
 
 def test_views_and_gather_are_each_other_s_inverse(folders):
@@ -220,12 +228,12 @@ def test_factors_stay_float32_over_a_bfloat16_base(folders, tmp_path):
     assert {p.dtype for p in rig.adapted.tensors} == {torch.float32}
     assert {p.dtype for p in rig.adapted.module.parameters() if not p.requires_grad} == {torch.bfloat16}
     x = rig.somewhere()
-    trained = rig.ask(tiny.descend(x, lrs=[1e-5] * 4))  # steps that bfloat16 would round away
+    trained = rig.ask(rig.descend(x, lrs=[1e-5] * 4))  # steps that bfloat16 would round away
     assert trained.steps == 4
     assert {p.dtype for p in rig.adapted.tensors} == {torch.float32}
     assert 0 < float((trained.y - x).norm()) < 0.01
     assert not torch.equal(trained.y, trained.y.bfloat16().float())
-    save(rig.adapted, rig.adapter, trained.y, "base", tmp_path)
+    save(rig.adapted, rig.adapter, Model(trained.y), rig.layout, "base", tmp_path)
     loaded = peft.PeftModel.from_pretrained(tiny.plain(folders["llama"], torch.bfloat16), str(tmp_path)).eval()
     rig.adapted.load(trained.y)
     assert torch.allclose(logits(loaded).float(), logits(rig.adapted.module).float(), atol=1e-6)

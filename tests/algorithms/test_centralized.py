@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from algorithms.scalar import Scalars, trajectory
+from algorithms.scalar import LAYOUT, Scalars, trajectory
 from fedloom.algorithms.centralized import Centralized
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.contracts import HOME
@@ -36,7 +36,7 @@ def test_weighting_means_nothing_with_one_worker(weighting):
 
 def test_with_one_local_step_fedavg_is_the_same():
     """Full gradients, weights by examples: the mean of one step each is one step on all rows."""
-    page = FedAvg(Factors())
+    page = FedAvg(Factors(LAYOUT))
     federated, _ = trajectory(page, Scalars(steps=1).hub(page), 5)
     central, _ = trajectory(PAGE, Scalars(steps=1).hub(PAGE), 5)
     assert federated == pytest.approx(central, abs=1e-12)
@@ -57,4 +57,7 @@ def test_it_says_that_text_must_move():
 
 def test_the_state_is_the_weights():
     start = torch.ones(3)
-    assert PAGE.model(PAGE.init(start)) is start
+    model = PAGE.model(PAGE.init(start))
+    assert model.x is start
+    assert model.whole
+    assert model.carry == ()

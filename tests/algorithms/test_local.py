@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from algorithms.scalar import Scalars
-from fedloom.aggregate.rules import Gather
+from algorithms.scalar import Scalars, number, owns
 from fedloom.algorithms.local import Done, LocalOnly, Start
 from fedloom.channel.codec import size
 from fedloom.contracts import Model
@@ -22,9 +21,7 @@ def advance(hub, rounds):
 
 def own(hub, down=9.0):
     """What each client would use when the shared model is `down`."""
-    task = hub.tasks.get("own")
-    got = hub.collect(task, lambda _: Model(torch.tensor([down], dtype=torch.float64)), [0, 1], Gather())
-    return [float(x) for x, _ in got.value.x]
+    return [float(model.x) for model in owns(hub, Model(number(down), whole=False))]
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])
@@ -54,8 +51,9 @@ def test_nobody_learns_from_anybody():
 def test_there_is_no_shared_model_and_the_start_does_not_move():
     hub = Scalars().hub(PAGE)
     state = advance(hub, 2)
-    assert PAGE.model(state) is None
-    assert state.x.item() == 0.0
+    assert not PAGE.model(state).whole
+    assert PAGE.model(state).x.item() == 0.0
+    assert PAGE.needs.personal
 
 
 def test_examples_are_added_up():

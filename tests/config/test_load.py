@@ -86,7 +86,7 @@ def test_a_recipe_is_a_filled_mapping(recipe, text, said):
 WRONG = [
     ("federatoin: {rounds: 3}", "federatoin is not a setting. Did you mean federation?"),
     ("federation: {rouns: 3}", "federation.rouns is not a setting of federation. Did you mean federation.rounds?"),
-    ("lr: 0.1", "lr is not a setting. Did you mean local.lr or aggregate.server_optimizer.lr?"),
+    ("lr: 0.1", "lr is not a setting. Did you mean local.lr or algorithm.lr?"),
     ("federation: {lr: 0.1}", "Did you mean local.lr"),
     ("learning_rate: 0.1", "Did you mean local.lr?"),
     ("federation: {num_clients: 4}", "Did you mean partition.clients?"),
@@ -94,7 +94,12 @@ WRONG = [
     ("local: {optimiser: adamw}", "Did you mean local.optimizer?"),
     ("algorithm: fedavgg", "algorithm.name is the text 'fedavgg', which is none of ours. Did you mean fedavg?"),
     ("algorithm: {name: fedavgmm}", "Did you mean fedavgm?"),
-    ("algorithm: {name: fedavg, mu: 1}", "algorithm.mu is not a setting of algorithm fedavg. Possible here: name."),
+    ("algorithm: {name: local, zzz: 1}", "algorithm.zzz is not a setting of algorithm local. Possible here: name."),
+    (
+        "algorithm: {name: fedavg, mu: 1}",
+        "algorithm.mu is a setting of fedprox and fednova, but algorithm.name is fedavg. "
+        "Remove it, or set algorithm.name=fedprox.",
+    ),
     ("partition: {method: random}", "Choose one of: category, dirichlet, iid, natural, quantity, shards."),
     (
         "partition: {method: iid, alpha: 0.3}",

@@ -24,6 +24,7 @@ from fedloom.runtime.loopback import SecondProcess
 from fedloom.runtime.simulation import InProcess
 from fedloom.runtime.site import Tasks
 from fedloom.runtime.store import InMemory, OnDisk
+from fedloom.spaces.factors import Factors
 from seam.quadratic import World
 from seam.table import NAMES, Row, marshal, rows
 
@@ -62,7 +63,7 @@ def test_together_is_one_at_a_time(row: Row) -> None:
 
 
 def test_cohort_larger_than_window_larger_than_slots(row: Row) -> None:
-    world = replace(row.world, clients=9, cohort=8, ranks=(1, 2, 2, 1, 2, 1, 2, 2, 1) if row.world.ranks else ())
+    world = replace(row.world, clients=9, cohort=8)
     narrow, one = run(row, replace(world, window=4, slots=2), rounds=3)
     wide, many = run(row, replace(world, window=64, slots=8), rounds=3)
     assert narrow == wide
@@ -205,7 +206,7 @@ def memories_on_disk(root: Path) -> dict[int, bytes]:
 
 
 def test_versions_on_disk_stay_few(tmp_path: Path) -> None:
-    row = rows()["toy-ditto"]
+    row = rows()["ditto"]
     world = replace(row.world, store=str(tmp_path / "clients"))
     hub = world.hub(row.algorithm)
     advance(row.algorithm, row.algorithm.init(world.start()), hub, 8, retries=0, after=saver(hub, tmp_path, every=3))
@@ -218,17 +219,17 @@ def test_tasks_are_the_pages_own() -> None:
     row = rows()["fedavg"]
     hub = row.world.hub(row.algorithm)
     with pytest.raises(ValueError, match="not a task of this run"):
-        hub.collect(rows()["toy-ditto"].algorithm.local, lambda _: None, [0], None)  # type: ignore[arg-type, return-value]
+        hub.collect(rows()["ditto"].algorithm.local, lambda _: None, [0], None)  # type: ignore[arg-type, return-value]
 
 
 def test_a_bug_in_a_page_stops_the_run_and_names_the_client() -> None:
-    class Broken(type(rows()["toy-ditto"].algorithm)):  # type: ignore[misc]
+    class Broken(type(rows()["ditto"].algorithm)):  # type: ignore[misc]
         async def local(self, down: Any, client: Any) -> Any:
             if client.id == 1:
                 raise KeyError("spilt coffee")
             return await super().local(down, client)
 
-    page = Broken()
+    page = Broken(Factors(World().layout(-1)))
     world = World(cohort=5)
     with pytest.raises(KeyError, match="coffee") as caught:
         page.round(page.init(torch.zeros(9, dtype=torch.float64)), world.hub(page))

@@ -63,3 +63,29 @@ def test_warmup_rises_to_the_rate_and_stays(warmup, rates):
 
 def test_no_step_has_no_rate():
     assert step_rates(1.0, 0, 3) == []
+    assert step_rates(1.0, 0, 0, 0.5) == []
+
+
+@pytest.mark.parametrize(
+    ("decay", "rates"),
+    [
+        (1.0, [1.0, 1.0, 1.0, 1.0]),
+        (0.0, [1.0, 0.75, 0.5, 0.25]),  # the last step is not lost: 0 would come after it
+        (0.5, [1.0, 0.875, 0.75, 0.625]),
+        (0.2, [1.0, 0.8, 0.6, 0.4]),
+    ],
+)
+def test_the_rate_of_a_training_falls_in_a_line(decay, rates):
+    """lr (1 - k / K (1 - decay)), K = 4."""
+    assert step_rates(1.0, 4, 0, decay) == pytest.approx(rates, abs=1e-15)
+    assert step_rates(0.5, 4, 0, decay) == pytest.approx([0.5 * rate for rate in rates], abs=1e-15)
+
+
+def test_a_falling_rate_rises_first_where_there_is_a_warmup():
+    """Halves and whole, times 1, 3/4, 1/2, 1/4."""
+    assert step_rates(1.0, 4, 1, 0.0) == pytest.approx([0.5, 0.75, 0.5, 0.25])
+
+
+def test_a_training_that_does_not_fall_has_the_very_rates_it_had():
+    assert step_rates(0.3, 7, 2, 1.0) == step_rates(0.3, 7, 2)
+    assert set(step_rates(0.3, 7, 0)) == {0.3}  # to the bit

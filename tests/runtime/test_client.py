@@ -1,12 +1,12 @@
 """What a client's coroutine asks of the engine: batches, rates and seeds, all from its own key."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 
-from fedloom.contracts import ClientFailed, Exchange, Message, Profile, Trained
+from fedloom.contracts import ClientFailed, Exchange, Message, Model, Profile, Trained
 from fedloom.engine.config import CosineConfig, LocalConfig, OptimizerConfig
 from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
 from fedloom.params import Layout, Leaf
@@ -15,6 +15,7 @@ from fedloom.runtime.store import Memory, PendingState
 
 LAYOUT = Layout.of([Leaf("w", (3,))])
 X = torch.zeros(3)
+CARRY = (torch.ones(3, 1), torch.ones(1, 3))
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,13 @@ def test_training_is_as_the_recipe_says():
     request = asked(Make(local=local)().descend(X))
     assert isinstance(request, Descend)
     assert request.start is X
+    assert request.layout is LAYOUT
     assert [len(batch) for batch in request.batches] == [4, 4, 2]  # ten rows, one pass
     assert request.lrs == [0.05, 0.1, 0.1]
     assert (request.optimizer, request.max_grad_norm, request.accumulate) == (optimizer, 2.0, 2)
     assert request.label == "hospital, round 1"
-    assert (request.train, request.correct, request.with_, request.penalty, request.gradient) == (
-        None,
-        None,
-        (),
-        None,
-        False,
-    )
+    assert (request.train, request.correct, request.with_, request.penalty) == (None, None, (), None)
+    assert (request.gradient, request.carry, request.inner) == (False, (), None)
 
 
 def test_what_a_page_asks_for_reaches_the_engine():
@@ -105,10 +102,16 @@ def test_what_a_page_asks_for_reaches_the_engine():
     def penalty(leaves, c):
         return torch.zeros(())
 
-    c = torch.ones(3)
-    request = asked(Make()().descend(X, train=["w"], correct=correct, with_=[c], penalty=penalty, gradient=True))
+    c, carry, inner = torch.ones(3), [torch.ones(3, 1), torch.ones(1, 3)], {"0 v": torch.ones(3)}
+    request = asked(
+        Make()().descend(
+            X, train=["w"], correct=correct, with_=[c], penalty=penalty, gradient=True, carry=carry, inner=inner
+        )
+    )
     assert (request.train, request.correct, request.penalty, request.gradient) == (["w"], correct, penalty, True)
     assert request.with_ == (c,)
+    assert request.carry == tuple(carry)
+    assert request.inner is inner
 
 
 @pytest.mark.parametrize(
@@ -149,6 +152,65 @@ def test_a_client_without_rows_fails_and_is_not_a_bug():
         Make(rows=0)().probe([X])
 
 
+@pytest.mark.parametrize(("round", "rate"), [(0, 0.1), (2, 0.05), (4, 0.0)])
+def test_a_page_may_ask_for_the_rate_of_the_round(round, rate):
+    client = Make(round=round, local={"steps": 2, "lr": 0.1, "warmup": 3, "schedule": CosineConfig()})()
+    assert client.lr == pytest.approx(rate, abs=1e-15)
+    assert type(client.lr) is float
+
+
+def test_the_rate_may_fall_within_a_training():
+    """From 0.1 in a line towards a half of it: 0.1 (1 - k / 4 / 2); a page's own rate falls too."""
+    client = Make(local={"steps": 4, "lr": 0.1})()
+    assert asked(client.descend(X, decay=0.5)).lrs == pytest.approx([0.1, 0.0875, 0.075, 0.0625])
+    assert asked(client.descend(X, decay=0.0, lr=0.8, steps=2)).lrs == pytest.approx([0.8, 0.4])
+    assert asked(client.descend(X)).lrs == [0.1] * 4
+    warm = Make(local={"steps": 4, "lr": 0.1, "warmup": 1})()
+    assert asked(warm.descend(X, decay=0.0)).lrs == pytest.approx([0.05, 0.075, 0.05, 0.025])
+
+
+def test_one_batch_again_and_again():
+    client = Make(rows=40, local={"steps": 5})()
+    many = asked(client.descend(X, batches="shared"))
+    one = asked(client.descend(X, batches="shared", one_batch=True))
+    assert len(one.batches) == len(one.lrs) == 5
+    assert names(one.batches) == names(many.batches)[:1] * 5
+    assert names(many.batches)[1] != names(many.batches)[0]
+    assert names([asked(client.probe([X], batches="shared")).examples]) == names(one.batches)[:1]
+    assert names(asked(client.descend(X, batches="shared", one_batch=True, steps=2)).batches) == names(one.batches)[:2]
+    assert asked(client.descend(X, one_batch=True, steps=0)).batches == []
+
+
+def test_without_a_name_every_one_batch_is_another():
+    client = Make(rows=40, local={"steps": 3})()
+    first, second = (names(asked(client.descend(X, one_batch=True)).batches) for _ in range(2))
+    assert first[0] == first[1] == first[2]
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "steps"),
+    [(10, 1.0, 3), (10, 2.0, 6), (10, 1 / 3, 1), (10, 0.001, 1), (8, 1.0, 2), (8, 1.5, 3), (9, 4.0, 12), (1, 1.0, 1)],
+)
+def test_steps_of_so_many_passes(rows, count, steps):
+    """Batches of four. As many as `local.epochs` would make of it."""
+    client = Make(rows=rows)()
+    assert client.passes(count) == steps
+    assert len(asked(Make(rows=rows, local={"epochs": count})().descend(X)).batches) == steps
+    if count == 1.0:
+        assert client.passes() == steps
+
+
+def test_a_pass_sees_every_row_as_often():
+    client = Make(rows=11)()
+    seen = sum(names(asked(client.descend(X, steps=client.passes(3))).batches), [])
+    assert sorted(seen) == sorted([f"row {i}" for i in range(11)] * 3)
+
+
+def test_a_client_without_rows_can_be_asked_for_its_passes():
+    assert Make(rows=0)().passes() == 1  # the training itself will say that there is no row
+
+
 # -- batches and seeds
 
 
@@ -177,8 +239,9 @@ def test_trainings_of_one_stream_see_the_same_batches_and_other_masks():
 
 def test_a_probe_of_a_stream_sees_the_first_batch_of_its_training():
     client = Make(rows=40)()
-    request = asked(client.probe([X, X + 1], batches="shared"))
+    request = asked(client.probe([X, X + 1], batches="shared", carry=CARRY))
     assert isinstance(request, Probe)
+    assert (request.layout, request.carry) == (LAYOUT, CARRY)
     assert len(request.points) == 2
     assert names([request.examples]) == names(asked(client.descend(X, batches="shared")).batches)[:1]
 
@@ -246,21 +309,86 @@ def test_a_task_without_training_has_nothing_to_sum_up():
     assert (found.steps, found.examples, found.loss) == (0, 0, None)
 
 
+# -- attackers
+
+
+@dataclass
+class Attacker:
+    """Writes down what it sees, and reports something else."""
+
+    seen: list[Any] = field(default_factory=list)
+
+    def __call__(self, x: Any, run: Trained, key: int) -> Trained:
+        self.seen.append((x, run, key))
+        return replace(run, y=run.y - 5, examples=run.examples)
+
+
+def test_an_attacker_s_page_goes_on_with_the_false_result():
+    attacker = Attacker()
+    client = Make()()
+    client.attack = attacker
+    honest, start = trained(y=torch.ones(3)), torch.full((3,), 7.0)
+    found = answered(client.descend(start), honest)
+    assert found.y.tolist() == [-4, -4, -4]
+    assert honest.y.tolist() == [1, 1, 1]
+    ((x, run, _),) = attacker.seen
+    assert x is start
+    assert run is honest
+    assert client.runs == [found]
+    assert client.summary().examples == 8
+
+
+def test_every_training_of_an_attacker_has_its_own_key_and_every_run_the_same():
+    def keys(root):
+        client, attacker = Make(root=root)(), Attacker()
+        client.attack = attacker
+        for _ in range(3):
+            answered(client.descend(X), trained())
+        return [key for _, _, key in attacker.seen]
+
+    assert len(set(keys(11))) == 3
+    assert keys(11) == keys(11)
+    assert not set(keys(11)) & set(keys(12))
+
+
+def test_an_attack_changes_neither_batches_nor_masks():
+    """Attackers are compared with the run without them: everything else must stay."""
+    honest, hostile = Make(rows=40)(), Make(rows=40)()
+    hostile.attack = Attacker()
+    for _ in range(2):
+        one, other = asked(honest.descend(X)), asked(hostile.descend(X))
+        assert names(one.batches) == names(other.batches)
+        assert (one.seed, one.lrs) == (other.seed, other.lrs)
+    assert answered(hostile.probe([X]), [1.0]) == [1.0]
+
+
+def test_a_training_that_failed_is_not_attacked():
+    client, attacker = Make()(), Attacker()
+    client.attack = attacker
+    steps = client.descend(X).__await__()
+    next(steps)
+    with pytest.raises(ClientFailed, match="diverged"):
+        steps.throw(ClientFailed("diverged"))
+    assert attacker.seen == client.runs == []
+
+
 # -- the other requests
 
 
 @pytest.mark.parametrize(("rows", "want"), [(None, ["t0", "t1", "t2"]), (2, ["t0", "t1"]), (9, ["t0", "t1", "t2"])])
 def test_evaluation_takes_the_first_rows_of_a_split(rows, want):
-    request = asked(Make()().evaluate(X, "test", ("loss",), rows, 8, 16))
-    assert request == Evaluate(X, want, ("loss",), 8, 16)
+    request = asked(Make()().evaluate(Model(X, CARRY), "test", ("loss",), rows, 8, 16))
+    assert request == Evaluate(X, LAYOUT, want, ("loss",), 8, 16, CARRY)
 
 
 def test_logits_are_of_the_validation_rows():
-    assert asked(Make()().logits(X)) == Logits(X, ["v0", "v1"])
+    assert asked(Make()().logits(X)) == Logits(X, LAYOUT, ["v0", "v1"])
+    assert asked(Make()().logits(X, carry=list(CARRY))) == Logits(X, LAYOUT, ["v0", "v1"], CARRY)
 
 
 def test_prompts_are_continued():
-    assert asked(Make()().generate(X, [[1, 2], [3]], 5)) == Generate(X, [[1, 2], [3]], 2, 5)
+    found = asked(Make()().generate(Model(X, CARRY), [[1, 2], [3]], 5))
+    assert found == Generate(X, LAYOUT, [[1, 2], [3]], 2, 5, CARRY)
 
 
 def test_what_is_said_to_the_others():

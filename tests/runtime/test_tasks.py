@@ -6,6 +6,7 @@ import pytest
 
 from fedloom.algorithms.fedavg import FedAvg, Result, Start
 from fedloom.contracts import Client, Message, Model
+from fedloom.params import Layout, Leaf
 from fedloom.runtime.site import Tasks
 from fedloom.spaces.factors import Factors
 
@@ -65,7 +66,7 @@ def test_a_task_is_sent_under_its_name_and_found_by_it():
 def test_messages_are_read_from_the_annotations():
     assert Tasks(Page()).messages("local") == (Down, Up)
     assert Tasks(Page()).messages("spread") == (Up, Down)  # whatever the first argument is called
-    assert Tasks(FedAvg(Factors())).messages("local") == (Start, Result)
+    assert Tasks(FedAvg(Factors(Layout.of([Leaf("w", (1,))])))).messages("local") == (Start, Result)
 
 
 def test_an_inherited_task_is_the_childs_own():

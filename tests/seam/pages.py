@@ -1,15 +1,14 @@
 """Toy pages: hard cases the seam must hold without a special case. Real pages are in `fedloom.algorithms`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedloom import rng
-from fedloom.aggregate.rules import Gather, Gathered, Max, Mean, Total
+from fedloom.aggregate.rules import Max, Mean, Total
 from fedloom.contracts import Client, Federation, Message, Model, Needs, Rule, Weighted
-from fedloom.params import Layout
 from seam.quadratic import SIZE
 
 
@@ -36,98 +35,11 @@ class Shared:
     def init(self, start: Tensor) -> State:
         return State(start)
 
-    def model(self, s: Any) -> Tensor | None:
-        return s.x
+    def model(self, s: Any) -> Model:
+        return Model(s.x)
 
-    async def personal(self, down: Model, client: Client) -> Tensor:
-        return down.x
-
-
-# -- SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II)
-
-
-@dataclass(frozen=True)
-class Control(Message):
-    x: Tensor
-    c: Tensor
-
-
-@dataclass(frozen=True)
-class Delta(Message):
-    dy: Tensor
-    dc: Tensor
-
-
-@dataclass(frozen=True)
-class ControlState:
-    x: Tensor
-    c: Tensor
-
-
-class Scaffold(Shared):
-    needs = Needs(sgd_only=True)
-
-    def init(self, start: Tensor) -> ControlState:
-        return ControlState(start, torch.zeros_like(start))
-
-    def round(self, s: ControlState, fed: Federation) -> ControlState:
-        got = fed.collect(self.local, lambda _: Control(s.x, s.c), fed.cohort(), Mean(uniform=True))
-        share = len(got.clients) / len(fed.clients)
-        return ControlState(s.x + got.value.dy, s.c + got.value.dc * share)
-
-    async def local(self, down: Control, client: Client) -> Delta:
-        c_i = client.state.get("c", like=down.x)
-        run = await client.descend(down.x, correct=lambda g, y, c_i, c: g - c_i + c, with_=(c_i, down.c))
-        new = c_i - down.c + (down.x - run.y) / run.lr_sum
-        client.state["c"] = new
-        return Delta(run.y - down.x, new - c_i)
-
-
-# -- Ditto: two trainings a round, a private model
-
-
-class Ditto(Shared):
-    def round(self, s: State, fed: Federation) -> State:
-        got = fed.collect(self.local, lambda _: Point(s.x), fed.cohort(), Mean())
-        return State(s.x + got.value.dy)
-
-    async def local(self, down: Point, client: Client) -> Update:
-        run = await client.descend(down.x)
-        v = client.state.get("v")
-        own = await client.descend(
-            down.x if v is None else v, correct=lambda g, y, x: g + 0.5 * (y - x), with_=(down.x,)
-        )
-        client.state["v"] = own.y
-        return Update(dy=run.y - down.x, weight=client.weight(run))
-
-    async def personal(self, down: Model, client: Client) -> Tensor:
-        v = client.state.get("v")
-        return down.x if v is None else v
-
-
-# -- Krum: a rule that looks at single replies
-
-
-@dataclass(frozen=True)
-class Krum(Gather):
-    f: int = 1
-
-    def finish(self, acc: Gathered) -> Any:
-        v = torch.stack([value for value, _ in acc.values])
-        d = torch.cdist(v, v).square().sort(dim=1).values[:, 1 : len(v) - self.f - 1].sum(dim=1)
-        return v[int(d.argmin())]
-
-
-class KrumAverage(Shared):
-    needs = Needs(single_replies=True)
-
-    def round(self, s: State, fed: Federation) -> State:
-        got = fed.collect(self.local, lambda _: Point(s.x), list(fed.clients), Krum())
-        return State(s.x + got.value.dy)
-
-    async def local(self, down: Point, client: Client) -> Update:
-        run = await client.descend(down.x)
-        return Update(dy=run.y - down.x, weight=client.weight(run))
+    async def personal(self, down: Model, client: Client) -> Model:
+        return down
 
 
 # -- a learning rate that needs further collects (FedMeZO's model_diff)
@@ -206,8 +118,8 @@ class SeedsAndScalars(Shared):
     def init(self, start: Tensor) -> AccumulatorState:
         return AccumulatorState(torch.zeros(self.pool, dtype=torch.float64))
 
-    def model(self, s: AccumulatorState) -> Tensor:
-        return self.rebuild(s.a)
+    def model(self, s: AccumulatorState) -> Model:
+        return Model(self.rebuild(s.a))
 
     def direction(self, k: int) -> Tensor:
         return rng.normal(rng.key(9, "pool", k), len(self.w0))
@@ -248,8 +160,8 @@ class LogitsOnly(Shared):
     def init(self, start: Tensor) -> ConsensusState:
         return ConsensusState(torch.zeros(6, dtype=torch.float64))
 
-    def model(self, s: ConsensusState) -> None:
-        return None
+    def model(self, s: ConsensusState) -> Model:
+        return Model(s.y, whole=False)
 
     def round(self, s: ConsensusState, fed: Federation) -> ConsensusState:
         got = fed.collect(self.local, lambda _: Consensus(s.y), fed.cohort(), Mean(uniform=True))
@@ -260,108 +172,6 @@ class LogitsOnly(Shared):
         run = await client.descend(torch.zeros(SIZE, dtype=torch.float64) if w is None else w)
         client.state["w"] = run.y
         return Consensus((await client.logits(run.y))[:6])
-
-
-# -- asynchronous rounds (FedBuff)
-
-
-@dataclass(frozen=True)
-class Stamped(Message):
-    x: Tensor
-    t: int
-
-
-@dataclass(frozen=True)
-class StampedUpdate(Message):
-    dy: Tensor
-    t: int
-
-
-@dataclass(frozen=True)
-class StampedState:
-    x: Tensor
-    t: int
-
-
-class FedBuff(Shared):
-    buffer, at_work = 2, 4
-
-    def init(self, start: Tensor) -> StampedState:
-        return StampedState(start, 0)
-
-    def round(self, s: StampedState, fed: Federation) -> StampedState:
-        idle = [i for i in fed.clients if i not in fed.busy()]
-        fed.send(self.local, lambda _: Stamped(s.x, s.t), idle[: self.at_work - len(fed.busy())])
-        got = fed.receive(
-            self.buffer, {"dy": Mean(over=self.buffer), "t": Max()}, weigh=lambda up: (1 + s.t - up.t) ** -0.5
-        )
-        return StampedState(s.x + 0.7 * got.value.dy, s.t + 1)
-
-    async def local(self, down: Stamped, client: Client) -> StampedUpdate:
-        run = await client.descend(down.x)
-        return StampedUpdate(run.y - down.x, down.t)
-
-
-# -- mixed ranks in product space: a space for FedAvg's own page (FlexLoRA)
-
-
-@dataclass
-class _Stack:
-    b: list[Tensor] = field(default_factory=list)
-    a: list[Tensor] = field(default_factory=list)
-    weight: float = 0.0
-
-
-@dataclass(frozen=True)
-class StackRule:
-    """Σ w_i B_i A_i / Σ w_i as stacked factors."""
-
-    linear: bool = True
-    reveals: Literal["sum", "each"] = "sum"
-    holds: Literal["one", "all"] = "all"
-
-    def start(self) -> _Stack:
-        return _Stack()
-
-    def add(self, acc: _Stack, value: tuple[Tensor, ...], weight: float | None) -> _Stack:
-        assert weight is not None
-        return _Stack([*acc.b, weight * value[0]], [*acc.a, value[1]], acc.weight + weight)
-
-    def merge(self, left: _Stack, right: _Stack) -> _Stack:
-        return _Stack(left.b + right.b, left.a + right.a, left.weight + right.weight)
-
-    def finish(self, acc: _Stack) -> tuple[Tensor, ...]:
-        return torch.cat(acc.b, dim=1) / acc.weight, torch.cat(acc.a, dim=0)
-
-
-@dataclass(frozen=True)
-class Products:
-    """The product B A is averaged; a client of rank r starts from its best rank-r factors."""
-
-    full: Layout
-    rule: Rule = field(default_factory=StackRule)
-
-    def lower(self, shared: Tensor, layout: Layout) -> Tensor:
-        views = self.full.views(shared)
-        return self._factors(views["w.B"], views["w.A"], layout)
-
-    def lift(self, y: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-        views = layout.views(y)
-        return views["w.B"], views["w.A"]
-
-    def close(self, shared: Tensor, mean: tuple[Tensor, ...]) -> Tensor:
-        return self._factors(mean[0], mean[1], self.full)
-
-    def _factors(self, b: Tensor, a: Tensor, layout: Layout) -> Tensor:
-        rank = layout.leaves[0].shape[0]
-        qb, rb = torch.linalg.qr(b)
-        qa, ra = torch.linalg.qr(a.T)
-        u, s, vh = torch.linalg.svd(rb @ ra.T)
-        root = s[:rank].sqrt()
-        left, right = (qb @ u)[:, :rank] * root, root[:, None] * (vh @ qa.T)[:rank]
-        pad = rank - left.shape[1]
-        left, right = torch.nn.functional.pad(left, (0, pad)), torch.nn.functional.pad(right, (0, 0, 0, pad))
-        return layout.gather({"w.B": left, "w.A": right}, dtype=torch.float64)
 
 
 # -- Poisson cohorts, which may be empty, and noise that is added all the same

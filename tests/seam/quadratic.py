@@ -1,8 +1,8 @@
 """A toy world for the seam: clients with least-squares problems, and an engine that advances many of them together.
 
 A client's rows are (h, b) with loss (h·w - b)² / 2. Everything is float64. A client's vector may be the weights
-themselves or LoRA factors of a square matrix (then w = vec(B A) is what meets the rows). "Dropout" zeroes entries of
-the gradient with numbers keyed by (seed, step), as an adapter's dropout does.
+themselves or LoRA factors of a square matrix with a bias (then w = vec(scale B A + carry) + bias is what meets the
+rows). "Dropout" zeroes entries of the gradient with numbers keyed by (seed, step), as an adapter's dropout does.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedloom import rng
-from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Profile, Trained
+from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Model, Profile, Trained
 from fedloom.engine.config import LocalConfig, OptimizerConfig
 from fedloom.engine.requests import Descend, Evaluate, Logits, Probe
 from fedloom.events import Event
@@ -35,20 +35,28 @@ class Row(NamedTuple):
     b: Tensor
 
 
-def lora(rank: int) -> Layout:
-    """One LoRA pair of a SIDE x SIDE matrix."""
+def lora(rank: int, transposed: bool = False, scale: float | None = None) -> Layout:
+    """One LoRA pair of a SIDE x SIDE matrix (stored the other way round, as GPT-2's Conv1D does), and a bias."""
+    common: Any = {"module": "w", "scale": 2.0 / rank if scale is None else scale, "transposed": transposed}
     return Layout.of(
         [
-            Leaf("w.A", (rank, SIDE), factor="A", module="w"),
-            Leaf("w.B", (SIDE, rank), factor="B", module="w"),
+            Leaf("w.A", (rank, SIDE), factor="A", **common),
+            Leaf("bias", (1,)),
+            Leaf("w.B", (SIDE, rank), factor="B", **common),
         ]
     )
 
 
-def weights(x: Tensor, layout: Layout) -> Tensor:
+def weights(x: Tensor, layout: Layout, carry: Sequence[Tensor] = ()) -> Tensor:
     """The numbers that meet the rows, [SIZE]; differentiable."""
+    if layout == PLAIN:
+        return x
     views = layout.views(x)
-    return x if layout == PLAIN else (views["w.B"] @ views["w.A"]).reshape(-1)
+    pair = next(leaf for leaf in layout.leaves if leaf.factor == "B")
+    w = pair.scale * views["w.B"] @ views["w.A"]
+    if carry:
+        w = w + carry[0] @ carry[1]
+    return (w.T if pair.transposed else w).reshape(-1) + views["bias"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class _Job:
     step: int = 0
     losses: tuple[float, ...] = ()
     examples: int = 0
+    raw: Tensor | None = None
+    momentum: Tensor | None = None
 
 
 class QuadraticEngine:
@@ -111,33 +121,45 @@ class QuadraticEngine:
             case Descend():
                 return self._step(job, layout, request)
             case Probe():
-                return [float(loss(weights(p, layout), request.examples)) for p in request.points]
+                return [float(loss(weights(p, layout, request.carry), request.examples)) for p in request.points]
             case Logits():
-                return torch.stack([row.h @ weights(request.x, layout) for row in request.examples])
+                return torch.stack([row.h @ weights(request.x, layout, request.carry) for row in request.examples])
             case Evaluate():
-                return float(loss(weights(request.x, layout), request.examples))
+                return float(loss(weights(request.x, layout, request.carry), request.examples))
         raise AssertionError(request)
 
     def _step(self, job: _Job, layout: Layout, request: Descend) -> Any:
         k, batch = job.step, request.batches[job.step]
+        assert request.layout == layout
         w = job.w.clone().requires_grad_()
-        value = loss(weights(w, layout), batch)
+        value = loss(weights(w, layout, request.carry), batch)
+        if request.penalty is not None:
+            value = value + request.penalty(layout.views(w), *request.with_)
         (g,) = torch.autograd.grad(value, w)
         keep = rng.uniform(rng.key(request.seed, "mask", k), len(g)) >= self.dropout
         g = g * keep
+        if request.train is not None:
+            g = layout.put(torch.zeros_like(g), request.train, layout.take(g, request.train))
+        job.raw = g if job.raw is None else job.raw + g
         if request.correct is not None:
             g = request.correct(g, job.w, *request.with_)
         if request.max_grad_norm is not None:
             g = g * min(1.0, request.max_grad_norm / (float(g.norm()) + 1e-6))
         if not torch.isfinite(g).all():
             return ClientFailed(f"loss is {value.item()} at step {k}", "nonfinite")
+        if request.inner is not None:  # momentum that is kept between rounds
+            kept = request.inner.get("v", torch.zeros_like(g)) if job.momentum is None else job.momentum
+            g = job.momentum = 0.5 * kept + g
         job.w, job.step = job.w - request.lrs[k] * g, k + 1
         job.losses += (value.item(),)
         job.examples += len(batch)
         if job.step < len(request.batches):
             return None
         mean = sum(job.losses) / job.step
-        return Trained(job.w, job.step, sum(request.lrs[: job.step]), job.examples, job.examples, mean)
+        inner = None if job.momentum is None else {"v": job.momentum}
+        gradient = job.raw / job.step if request.gradient else None
+        lr_sum = sum(request.lrs[: job.step])
+        return Trained(job.w, job.step, lr_sum, job.examples, job.examples, mean, gradient=gradient, inner=inner)
 
 
 def loss(w: Tensor, batch: Sequence[Row]) -> Tensor:
@@ -155,6 +177,9 @@ class World:
     window: int = 64
     seed: int = 0
     ranks: tuple[int, ...] = ()
+    transposed: bool = False
+    scale: float | None = None
+    """Of all ranks; None: 2 / rank."""
     unequal: bool = True
     min_replies: int = 1
     nan: int | None = None
@@ -163,7 +188,10 @@ class World:
     """Folder of the client states; None: memory."""
 
     def layout(self, client: ClientId) -> Layout:
-        return lora(self.ranks[client] if client >= 0 else max(self.ranks)) if self.ranks else PLAIN
+        if not self.ranks:
+            return PLAIN
+        rank = self.ranks[client % len(self.ranks)] if client >= 0 else max(self.ranks)
+        return lora(rank, self.transposed, self.scale)
 
     def profile(self, client: ClientId) -> Profile:
         return Profile(client, f"client-{client}", self.layout(client), speed=1.0 / (1 + 0.7 * max(client, 0)))
@@ -224,7 +252,7 @@ class World:
             return torch.zeros(SIZE, dtype=torch.float64)
         return rng.normal(5, layout.size) * 0.5
 
-    def total(self, x: Tensor) -> float:
-        """Mean loss over all clients of shared weights."""
-        w = weights(x, self.layout(-1))
+    def total(self, model: Model) -> float:
+        """Mean loss over all clients of a shared model."""
+        w = weights(model.x, self.layout(-1), model.carry)
         return sum(float(loss(w, rows_of(i, self.clients).rows)) for i in range(self.clients)) / self.clients

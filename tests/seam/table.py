@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedloom.aggregate.server import ServerSgd
-from fedloom.algorithms.centralized import Centralized
-from fedloom.algorithms.fedavg import FedAvg
-from fedloom.algorithms.local import LocalOnly
+from pydantic import TypeAdapter
+
+from fedloom.aggregate.config import AggregateConfig
+from fedloom.algorithms.config import AlgorithmConfig
+from fedloom.algorithms.table import Setting, build
 from fedloom.runtime.site import Site, Tasks
 from fedloom.runtime.wire import Marshal
-from fedloom.spaces.factors import Factors
 from seam import pages
-from seam.quadratic import World, lora
+from seam.quadratic import World
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,80 @@ class Row:
     stages: Sequence[Any] = field(default=())
     learns: bool = True
     """Its shared model gets better on the toy problem."""
+    least: int = 1
+    """Replies a round needs."""
+
+
+PAIR = World(ranks=(2,))
+MIXED = World(ranks=(1, 2, 2, 1, 2))
+CONV1D = World(ranks=(1, 2, 2, 1, 2), transposed=True)
+SHARED_SCALE = World(ranks=(1, 2, 2, 1, 2), scale=1.0)
+ALL = World(clients=6, cohort=6)
+
+
+def made(world: World, algorithm: dict[str, Any] | str, learns: bool = True, least: int = 1, **aggregate: Any) -> Row:
+    """A row from recipe sections, as `fedloom.algorithms.table` builds it."""
+    section = {"name": algorithm} if isinstance(algorithm, str) else algorithm
+    chosen: Any = TypeAdapter(AlgorithmConfig).validate_python(section)
+    setting = Setting(
+        layout=world.layout(-1), seed=world.seed, rounds=10, cohort=2, lr=0.05, levels=tuple(sorted(set(world.ranks))),
+    )  # fmt: skip
+    page = build(chosen, AggregateConfig.model_validate(aggregate), setting)
+    return Row(page, world, learns=learns, least=least)
 
 
 def rows() -> dict[str, Row]:
-    mixed = World(ranks=(1, 2, 2, 1, 2))
+    outer = {"name": "sgd", "lr": 0.7, "momentum": 0.5, "nesterov": True}
+    adam = {"name": "adam", "lr": 0.1}
+    private = {"private": ["w.B"]}
     return {
-        "fedavg": Row(FedAvg(Factors())),
-        "fedavgm": Row(FedAvg(Factors(), ServerSgd(1.0, 0.5))),
-        "local": Row(LocalOnly(), learns=False),
-        "centralized": Row(Centralized()),
-        "toy-scaffold": Row(pages.Scaffold()),
-        "toy-ditto": Row(pages.Ditto()),
-        "toy-krum": Row(pages.KrumAverage()),
+        "fedavg": made(World(), "fedavg"),
+        "fedavgm": made(World(), "fedavg", server_optimizer={"name": "sgd", "momentum": 0.5}),
+        "fedadam": made(World(), "fedavg", server_optimizer=adam),
+        "fedyogi": made(World(), "fedavg", server_optimizer={"name": "yogi", "lr": 0.1}),
+        "fedadagrad": made(World(), "fedavg", server_optimizer={"name": "adagrad", "lr": 0.1}),
+        "diloco": made(World(), {"name": "fedavg", "keep_inner": True}, server_optimizer=outer),
+        "fedprox": made(World(), {"name": "fedprox", "mu": 0.5}),
+        "scaffold": made(World(), "scaffold"),
+        "scaffold-I": made(World(), {"name": "scaffold", "option": "I"}),
+        "scaffold-II": made(World(), {"name": "scaffold", "option": "II"}),
+        "fednova": made(World(), {"name": "fednova", "server_momentum": 0.3}),
+        "fedswa": made(World(), {"name": "fedswa", "start": 0.2, "every": 2, "cycle": 0.01}),
+        "lookahead": made(World(), "lookahead"),
+        "fedbuff": made(World(), {"name": "fedbuff", "buffer": 2}),
+        "ditto": made(World(), {"name": "ditto", "lam": 0.5}),
+        "pfedme": made(World(), {"name": "pfedme", "rounds": 3, "steps": 2, "lr": 0.05, "personal_lr": 0.05}),
+        "fedper": made(PAIR, {"name": "fedper", **private}, learns=False),
+        "fedrep": made(PAIR, {"name": "fedrep", "head_steps": 2, "body_steps": 2, **private}, learns=False),
+        "dual": made(PAIR, "dual"),
+        "fedit": made(PAIR, "fedavg"),
+        "rolora": made(PAIR, "fedavg", space={"name": "turns"}, server_optimizer={"name": "sgd", "momentum": 0.5}),
+        "flexlora": made(MIXED, "fedavg", space={"name": "products"}),
+        "flexlora-outer": made(MIXED, "fedavg", space={"name": "products"}, server_optimizer=outer),
+        "flexlora-conv1d": made(CONV1D, "fedavg", space={"name": "products"}),
+        "flexlora-krum": made(
+            replace(MIXED, clients=6, cohort=6), "fedavg", least=5, space={"name": "products"}, rule={"name": "krum"}
+        ),
+        "raflora": made(SHARED_SCALE, "fedavg", space={"name": "slices"}),
+        "flora": made(MIXED, "fedavg", space={"name": "stacked"}),
+        "flora-conv1d": made(CONV1D, "fedavg", space={"name": "stacked"}),
+        "fedex": made(PAIR, "fedavg", space={"name": "residual"}, server_optimizer={"name": "sgd", "momentum": 0.3}),
+        "fedex-conv1d": made(replace(PAIR, transposed=True), "fedavg", space={"name": "residual"}),
+        "fedsvd": made(PAIR, "fedavg", space={"name": "refactored"}),
+        "hetlora": made(SHARED_SCALE, {"name": "hetlora", "gamma": 0.6}),
+        "lora_a2": made(PAIR, {"name": "lora_a2", "rank": 1, "ratio": 1.0}),
+        "median": made(World(), "fedavg", rule={"name": "median"}),
+        "trimmed_mean": made(World(), "fedavg", rule={"name": "trimmed_mean", "share": 0.25}),
+        "krum": made(ALL, "fedavg", least=5, rule={"name": "krum"}),
+        "multi_krum": made(ALL, "fedavg", least=5, rule={"name": "multi_krum"}),
+        "bulyan": made(World(clients=9, cohort=9), "fedavg", least=7, rule={"name": "bulyan"}),
+        "norm_bound": made(World(), "fedavg", rule={"name": "norm_bound"}),
+        "geometric_median": made(World(), "fedavg", rule={"name": "geometric_median"}),
+        "local": made(World(), "local", learns=False),
+        "centralized": made(World(), "centralized"),
         "toy-model-diff-rate": Row(pages.ModelDiffRate()),
         "toy-seeds-and-scalars": Row(pages.SeedsAndScalars(World().start())),
         "toy-logits-only": Row(pages.LogitsOnly(), learns=False),
-        "toy-fedbuff": Row(pages.FedBuff()),
-        "toy-mixed-ranks": Row(FedAvg(pages.Products(lora(2))), mixed),
         "toy-poisson-noise": Row(pages.PoissonNoise()),
         "toy-pairwise-masks": Row(pages.DeltaAverage(), stages=(pages.PairwiseMasks(),)),
     }

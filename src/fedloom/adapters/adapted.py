@@ -1,15 +1,18 @@
 """A base model with trainable numbers that live in one flat buffer.
 
 Every trainable tensor is a view of `w` and its gradient a view of `g`: a client's weights go in and out with one copy.
+Clients whose adapters have smaller ranks use the front of the buffer: their vector brings its own layout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from fedloom.adapters.dropout import Moment
+from fedloom.adapters.extra import Extra
+from fedloom.contracts import Carry
 from fedloom.params import Layout, Params
 
 
@@ -19,63 +22,122 @@ class Adapted:
 
     module: nn.Module
     layout: Layout
+    """Of the shared vector: the largest ranks."""
     tensors: Sequence[nn.Parameter]
     """Trainable tensors in the order of the layout."""
     start: Params
     """[P] on the CPU: where a fresh run begins."""
     moment: Moment = field(default_factory=Moment)
+    extras: Mapping[str, Extra] = field(default_factory=dict)
+    """By adapted module, in the order of the layout."""
+    rescale: Callable[[Layout], None] | None = None
+    """Tells the modules a layout's scales and what else follows from its ranks."""
     w: Tensor = field(init=False)
-    """[P] float32 on the model's device."""
+    """[P of the layout in use] float32 on the model's device."""
     g: Tensor = field(init=False)
-    """[P] float32, gradients."""
+    """The same shape, gradients."""
     base: Tensor | None = field(init=False, default=None)
     """[P]: what the base holds where leaves are differences to it."""
 
     def __post_init__(self) -> None:
         device = self.tensors[0].device
-        self.w = torch.zeros(self.layout.size, device=device)
-        self.g = torch.zeros_like(self.w)
+        self._values = torch.zeros(self.layout.size, device=device)
+        self._gradients = torch.zeros_like(self._values)
         differences = {leaf.origin == "difference" for leaf in self.layout.leaves}
         if len(differences) > 1:
             raise ValueError("a layout holds values or differences to the base, not both")
         with torch.no_grad():
+            views = self.layout.views(self._values)
             for leaf, tensor in zip(self.layout.leaves, self.tensors, strict=True):
-                span = slice(leaf.offset, leaf.offset + leaf.size)
-                self.w[span].copy_(tensor.reshape(-1))
-                tensor.data = self.w[span].view(leaf.shape)
-                tensor.grad = self.g[span].view(leaf.shape)
+                if tuple(tensor.shape) == leaf.shape:
+                    views[leaf.name].copy_(tensor)
+        self._shape(self.layout)
         if differences == {True}:
             self.base = self.w.clone()
 
     @torch.no_grad()
-    def load(self, x: Params) -> None:
-        """Put a client's vector [P] into the model.
+    def load(self, x: Params, layout: Layout | None = None, carry: Carry = ()) -> None:
+        """Put a client's vector [P] into the model, and what it carries on top of the base.
+
+        Args:
+            x: [P] of the layout.
+            layout: the client's own, where its ranks differ from the shared one.
+            carry: a pair of factors for each adapted module, or nothing.
 
         Raises:
-            ValueError: it is not [P].
+            ValueError: the vector or the carry does not fit.
         """
-        if tuple(x.shape) != tuple(self.w.shape):
-            raise ValueError(f"a vector of {tuple(x.shape)} does not fit a model with {self.layout.size} numbers")
+        layout = layout or self.layout
+        if tuple(x.shape) != (layout.size,):
+            raise ValueError(f"a vector of {tuple(x.shape)} does not fit a model with {layout.size} numbers")
+        if layout is not self._shaped and layout != self._shaped:
+            self._shape(layout)
         self.w.copy_(x)
         if self.base is not None:
             self.w.add_(self.base)
+        self._carry(carry)
+        for extra in self.extras.values():
+            extra.live = extra.values is not None and bool(extra.values.any())
 
     @torch.no_grad()
     def read(self) -> Params:
         """The model's vector [P], a copy on the CPU."""
-        now = self.w if self.base is None else self.w - self.base
-        return now.to("cpu", copy=True)
+        return self.now().to("cpu", copy=True)
+
+    def now(self) -> Params:
+        """The model's vector [P] on its device; where leaves are differences, what was added to the base."""
+        return self.w if self.base is None else self.w - self.base
 
     def parameters(self, names: Sequence[str] | None) -> list[nn.Parameter]:
-        """The trainable tensors, or those of these leaves.
+        """The trainable tensors, or those of these leaves; what they make trainable is switched on.
 
         Raises:
             ValueError: a name is no leaf.
         """
+        known = {leaf.name: tensor for leaf, tensor in zip(self._shaped.leaves, self.tensors, strict=True)}
         if names is None:
-            return list(self.tensors)
-        known = {leaf.name: tensor for leaf, tensor in zip(self.layout.leaves, self.tensors, strict=True)}
+            names = list(known)
         unknown = sorted(set(names) - set(known))
         if unknown or not names:
             raise ValueError(f"`train` names {unknown or 'no leaf at all'}; leaves: {', '.join(list(known)[:4])} ...")
-        return [known[name] for name in names]
+        chosen = [known[name] for name in names]
+        for extra in self.extras.values():
+            extra.live = extra.live or any(extra.values is tensor for tensor in chosen)
+        return chosen
+
+    def _shape(self, layout: Layout) -> None:
+        """Let the tensors be views of the buffers as this layout cuts them."""
+        if layout.names != self.layout.names or layout.size > len(self._values):
+            raise ValueError(
+                f"a layout of {len(layout.leaves)} tensors and {layout.size} numbers does not fit a model made for "
+                f"{len(self.layout.leaves)} and {len(self._values)}; names and their order must agree, ranks may be smaller"
+            )
+        self.w, self.g = self._values[: layout.size], self._gradients[: layout.size]
+        for leaf, tensor in zip(layout.leaves, self.tensors, strict=True):
+            span = slice(leaf.offset, leaf.offset + leaf.size)
+            tensor.grad = None
+            tensor.data = self.w.new_empty(0, dtype=torch.float64)  # another format: a graph still alive lets go of it
+            tensor.data = self.w[span].view(leaf.shape)
+            tensor.grad = self.g[span].view(leaf.shape)
+        if self.rescale is not None:
+            self.rescale(layout)
+        self._shaped = layout
+
+    def _carry(self, carry: Carry) -> None:
+        if carry and len(carry) != 2 * len(self.extras):
+            raise ValueError(f"a carry of {len(carry)} factors does not fit {len(self.extras)} adapted modules")
+        for i, extra in enumerate(self.extras.values()):
+            pair = (carry[2 * i], carry[2 * i + 1]) if carry else None
+            if pair is not None and not _product(*pair, extra):
+                raise ValueError(
+                    f"a carried product of {tuple(pair[0].shape)} and {tuple(pair[1].shape)} does not fit a module of "
+                    f"{extra.outputs} x {extra.inputs}"
+                )
+            wide = pair is not None and pair[0].shape[1] > 0
+            extra.carry = (pair[0].to(self.w), pair[1].to(self.w)) if pair is not None and wide else None
+
+
+def _product(left: Tensor, right: Tensor, extra: Extra) -> bool:
+    """Whether left [out, k] right [k, in] is a product of the module's size."""
+    both = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
+    return both and (left.shape[0], right.shape[1]) == (extra.outputs, extra.inputs)

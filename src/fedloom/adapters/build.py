@@ -2,26 +2,34 @@
 
 from pathlib import Path
 
-from fedloom.adapters import full, lora
+from fedloom.adapters import full, lora, saved
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.config import AdapterConfig, FullConfig, LoraConfig
+from fedloom.contracts import Model
 from fedloom.models.load import Base
-from fedloom.params import Params
+from fedloom.params import Layout
 
 
-def adapt(base: Base, config: AdapterConfig, seed: int) -> Adapted:
-    """Give the base trainable numbers; they start at a point drawn from `seed`."""
+def adapt(base: Base, config: AdapterConfig, seed: int, ranks: lora.Ranks | None = None) -> Adapted:
+    """Give the base trainable numbers; they start at a point drawn from `seed`.
+
+    Args:
+        base: the model.
+        config: what is trained.
+        seed: where it starts.
+        ranks: the largest rank any client holds, by adapted module; None: the same for all.
+    """
     match config:
         case LoraConfig():
-            return lora.adapt(base, config, seed)
+            return lora.adapt(base, config, seed, ranks)
         case FullConfig():
             return full.adapt(base)
 
 
-def save(adapted: Adapted, config: AdapterConfig, x: Params, base_name: str, folder: Path) -> None:
-    """Write what a vector [P] means, as peft or transformers would."""
+def save(adapted: Adapted, config: AdapterConfig, model: Model, layout: Layout, base_name: str, folder: Path) -> None:
+    """Write what a model means, as peft or transformers would; x is [P] of the layout."""
     match config:
         case LoraConfig():
-            lora.save(adapted, x, base_name, folder)
+            saved.save(adapted, model, layout, base_name, folder)
         case FullConfig():
-            full.save(adapted, x, folder)
+            full.save(adapted, model.x, folder)

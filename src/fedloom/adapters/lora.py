@@ -1,29 +1,40 @@
-"""LoRA through peft: which linear layers get factors, how they start, and how they are saved.
+"""LoRA through peft: which linear layers get factors, how they start, and how ranks and scales differ by client.
 
-Hu et al. 2021, https://arxiv.org/abs/2106.09685: W x + (alpha / r) B A x, A [r, in] random, B [out, r] zero. peft's
-names appear in this file only; the layout calls factors `<module>.A` and `<module>.B`.
+Hu et al. 2021, https://arxiv.org/abs/2106.09685: W x + (alpha / r) B A x, A [r, in] random, B [out, r] zero. The layout
+calls factors `<module>.A` and `<module>.B`. With `freeze: A` the first factor stays where it started and is no leaf
+(FFA-LoRA, Sun et al. 2024, https://arxiv.org/abs/2403.12313); with `sparse` each layer has a sparse update `<module>.S`
+besides (SLoRA, Babakniya et al. 2023, https://arxiv.org/abs/2308.06522).
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedloom import rng
+from fedloom import lowrank, masks
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.config import LoraConfig
 from fedloom.adapters.dropout import KeyedDropout, Moment
+from fedloom.adapters.extra import Extra
 from fedloom.errors import UserError, nearest
 from fedloom.models.load import Base, quiet
-from fedloom.params import Layout, Leaf, Params
+from fedloom.params import Layout, Leaf
 
 PREFIX = "base_model.model."
+Ranks = Callable[[list[str]], Mapping[str, int]]
+"""The largest rank any client holds, by adapted module."""
 
 
-def adapt(base: Base, config: LoraConfig, seed: int) -> Adapted:
+def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None) -> Adapted:
     """Wrap the base's linear layers; the base itself stays frozen and shared.
+
+    Args:
+        base: the model.
+        config: kind of adapter.
+        seed: where the factors start.
+        ranks: of the shared adapter, by module; None: the configured one everywhere.
 
     Raises:
         UserError: a target names no linear layer, or the rank is too large for one.
@@ -36,26 +47,53 @@ def adapt(base: Base, config: LoraConfig, seed: int) -> Adapted:
             module = get_peft_model(base.module, settings)
         except ValueError as error:
             raise UserError(f"adapter.targets={config.targets}: {error}") from None
-    pairs = {name: layer for name, layer in module.named_modules() if hasattr(layer, "lora_A")}
-    moment, leaves, tensors = Moment(), [], []
-    for name, layer in pairs.items():
-        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        short = name.removeprefix(PREFIX)
-        _check_rank(short, config.rank, a.shape[1], b.shape[0])
-        common: dict[str, Any] = {
-            "module": short,
-            "scale": float(layer.scaling["default"]),
-            "transposed": bool(getattr(layer, "fan_in_fan_out", False)),
-        }
-        leaves += [
-            Leaf(f"{short}.A", tuple(a.shape), factor="A", **common),
-            Leaf(f"{short}.B", tuple(b.shape), factor="B", **common),
-        ]
-        tensors += [a, b]
-        if config.dropout:
-            layer.lora_dropout["default"] = KeyedDropout(config.dropout, short, moment)
+    found = {name.removeprefix(PREFIX): layer for name, layer in module.named_modules() if hasattr(layer, "lora_A")}
+    shared = ranks(list(found)) if ranks is not None else dict.fromkeys(found, config.rank)
+    full = Layout.of([leaf for name, layer in found.items() for leaf in _pair(name, layer, config, shared[name])])
+    start, moment = lowrank.start(full, seed), Moment()
+    layers = [_Layer(name, layer, config, seed, moment) for name, layer in found.items()]
+    leaves, tensors = list[Leaf](), list[nn.Parameter]()
+    for layer in layers:
+        for leaf, tensor in layer.trainable(full):
+            leaves.append(leaf)
+            tensors.append(tensor)
     layout = Layout.of(leaves)
-    return Adapted(module, layout, tensors, start_vector(layout, seed), moment)
+    views = full.views(start)
+    for layer in layers:
+        layer.freeze(views)
+    first = layout.gather({leaf.name: views.get(leaf.name, torch.zeros(leaf.shape)) for leaf in layout.leaves})
+    extras = {layer.name: layer.extra for layer in layers}
+
+    def rescale(now: Layout) -> None:
+        for layer in layers:
+            layer.rescale(now)
+
+    return Adapted(module, layout, tensors, first, moment, extras, rescale)
+
+
+def resized(layout: Layout, ranks: Mapping[str, int], scale: Callable[[int], float]) -> Layout:
+    """The layout of a client whose modules have these ranks.
+
+    Args:
+        layout: the shared one.
+        ranks: by adapted module.
+        scale: what the product is multiplied with, by rank.
+    """
+    leaves = []
+    for leaf in layout.leaves:
+        if leaf.factor == "plain":
+            leaves.append(leaf)
+            continue
+        rank = ranks[leaf.module]
+        shape = (rank, leaf.shape[1]) if leaf.factor == "A" else (leaf.shape[0], rank)
+        leaves.append(replace(leaf, shape=shape, scale=scale(rank)))
+    return Layout.of(leaves)
+
+
+def scale(config: LoraConfig, rank: int) -> float:
+    """What the product is multiplied with: alpha / r, or alpha / sqrt(r), with its own rank or the shared one."""
+    r = config.rank if config.scale == "shared" else rank
+    return float(config.alpha / (r**0.5 if config.rslora else r))
 
 
 def peft_config(module: nn.Module, config: LoraConfig) -> Any:
@@ -68,7 +106,7 @@ def peft_config(module: nn.Module, config: LoraConfig) -> Any:
         _check_targets(module, targets)
     conv1d = any(type(layer).__name__ == "Conv1D" for layer in module.modules())
     return peft.LoraConfig(
-        r=config.rank,
+        r=1,  # the tensors become views of our buffers, of whatever rank the layout says
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
@@ -78,52 +116,60 @@ def peft_config(module: nn.Module, config: LoraConfig) -> Any:
     )
 
 
-def start_vector(layout: Layout, seed: int) -> Params:
-    """[P]: A uniform in ±1/sqrt(in) (peft's own rule), B zero; the same on every machine."""
-    start = torch.zeros(layout.size)
-    for leaf in layout.leaves:
-        if leaf.factor == "A":
-            values = rng.uniform(rng.key(seed, "lora start", leaf.name), *leaf.shape) * 2 - 1
-            start[leaf.offset : leaf.offset + leaf.size] = (values / leaf.shape[1] ** 0.5).reshape(-1)
-    return start
+class _Layer:
+    """One adapted layer: its tensors, and what hangs on it."""
+
+    def __init__(self, name: str, layer: Any, config: LoraConfig, seed: int, moment: Moment) -> None:
+        self.name, self.layer, self.config, self.seed = name, layer, config, seed
+        self.a, self.b = layer.lora_A["default"], layer.lora_B["default"]
+        self.frozen: Tensor | None = None
+        self.extra = Extra(self.b.weight.shape[0], self.a.weight.shape[1])
+        self.extra.hang(layer)
+        if config.dropout:
+            layer.lora_dropout["default"] = KeyedDropout(config.dropout, name, moment)
+
+    def trainable(self, full: Layout) -> list[tuple[Leaf, nn.Parameter]]:
+        """Leaves and their tensors."""
+        known = {leaf.name: leaf for leaf in full.leaves}
+        pair = [(known[f"{self.name}.A"], self.a.weight), (known[f"{self.name}.B"], self.b.weight)]
+        if self.config.freeze == "A":
+            pair = pair[1:]
+        if self.config.sparse is not None:
+            pair.append(self._sparse(self.config.sparse))
+        return pair
+
+    def freeze(self, start: Mapping[str, Tensor]) -> None:
+        """Keep A where it starts, when it is no leaf."""
+        if self.config.freeze == "A":
+            self.frozen = start[f"{self.name}.A"].to(self.a.weight)
+            self.a.weight.requires_grad_(False)
+            self.a.weight.data = self.frozen
+
+    def rescale(self, layout: Layout) -> None:
+        """Follow a layout: its scale."""
+        leaf = next(leaf for leaf in layout.leaves if leaf.module == self.name and leaf.factor == "B")
+        self.layer.scaling["default"] = leaf.scale
+
+    def _sparse(self, density: float) -> tuple[Leaf, nn.Parameter]:
+        extra = self.extra
+        extra.places = masks.entries(self.seed, self.name, extra.outputs, extra.inputs, density)
+        extra.places = extra.places.to(self.a.weight.device)
+        extra.values = nn.Parameter(self.a.weight.new_zeros(len(extra.places)))
+        return Leaf(f"{self.name}.S", (len(extra.places),), module=self.name), extra.values
 
 
-def save(adapted: Adapted, x: Params, base_name: str, folder: Path) -> None:
-    """Write an adapter folder that `peft.PeftModel.from_pretrained` loads to the same logits.
-
-    Args:
-        adapted: the model it belongs to.
-        x: [P].
-        base_name: what goes into `base_model_name_or_path`.
-        folder: made when it is not there.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    settings: Any = adapted.module.peft_config["default"]  # type: ignore[index]
-    settings.base_model_name_or_path = base_name
-    settings.inference_mode = True
-    settings.save_pretrained(str(folder))
-    save_file(peft_tensors(adapted.layout, x), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-
-
-def peft_tensors(layout: Layout, x: Params) -> dict[str, Tensor]:
-    """The vector under peft's names."""
-    views = layout.views(x.detach().float().cpu())
-    return {
-        f"{PREFIX}{leaf.module}.lora_{leaf.factor}.weight": views[leaf.name].clone().contiguous()
-        for leaf in layout.leaves
+def _pair(name: str, layer: Any, config: LoraConfig, rank: int) -> list[Leaf]:
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    _check_rank(config, name, rank, a.shape[1], b.shape[0])
+    common: dict[str, Any] = {
+        "module": name,
+        "scale": scale(config, rank),
+        "transposed": bool(getattr(layer, "fan_in_fan_out", False)),
     }
-
-
-def from_peft(layout: Layout, tensors: Mapping[str, Tensor]) -> Params:
-    """The vector [P] of an adapter file.
-
-    Raises:
-        ValueError: its tensors are not those of the layout.
-    """
-    names = {f"{PREFIX}{leaf.module}.lora_{leaf.factor}.weight": leaf.name for leaf in layout.leaves}
-    return layout.gather({names.get(name, name): tensor for name, tensor in tensors.items()})
+    return [
+        Leaf(f"{name}.A", (rank, a.shape[1]), factor="A", **common),
+        Leaf(f"{name}.B", (b.shape[0], rank), factor="B", **common),
+    ]
 
 
 def _check_targets(module: nn.Module, targets: list[str]) -> None:
@@ -134,9 +180,10 @@ def _check_targets(module: nn.Module, targets: list[str]) -> None:
             raise UserError(f"adapter.targets: no linear layer is called {target}.{nearest(target, known)}")
 
 
-def _check_rank(module: str, rank: int, inputs: int, outputs: int) -> None:
+def _check_rank(config: LoraConfig, module: str, rank: int, inputs: int, outputs: int) -> None:
+    setting = f"adapter.rank={rank}" if rank == config.rank else f"rank {rank} (of adapter.ranks or of a client)"
     if rank > min(inputs, outputs):
         raise UserError(
-            f"adapter.rank={rank} is too large for {module} ({outputs} x {inputs}); choose at most "
+            f"{setting} is too large for {module} ({outputs} x {inputs}); choose at most "
             f"{min(inputs, outputs)}, or leave this layer out of adapter.targets"
         )

@@ -23,6 +23,15 @@ def add_scaled(total: Tensor, value: Tensor, weight: float) -> None:
         flat[i : i + CHUNK].add_(source[i : i + CHUNK].to(torch.float64), alpha=weight)
 
 
+def divided(total: Tensor, divisor: float, dtype: torch.dtype | None) -> Tensor:
+    """Total / divisor in another format, piece by piece: the whole in float64 once more would be two more replies."""
+    result = torch.empty(total.shape, dtype=dtype)
+    flat, target = total.view(-1), result.view(-1)
+    for i in range(0, flat.numel(), CHUNK):
+        target[i : i + CHUNK] = flat[i : i + CHUNK] / divisor
+    return result
+
+
 @dataclass
 class Total:
     """A running sum: `value` in float64 (None before the first), the weights' sum, and the format of the replies."""
@@ -71,7 +80,7 @@ class Total:
         if divisor == 0:
             raise ValueError("the weights of all replies sum to 0, so they have no mean")
         if isinstance(self.value, Tensor):
-            return (self.value / divisor).to(self.dtype)
+            return divided(self.value, divisor, self.dtype)
         return float(self.value) / divisor
 
 

@@ -47,15 +47,15 @@ class Centralized:
         got = fed.collect(self.local, lambda _: Start(s.x), [fed.home], Mean())
         return State(got.value.y)
 
-    def model(self, s: State) -> Params:
+    def model(self, s: State) -> Model:
         """The weights."""
-        return s.x
+        return Model(s.x)
 
     async def local(self, down: Start, client: Client) -> Result:
         """The worker that holds all rows; the recipe's steps are multiplied by the cohort for it."""
         run = await client.descend(down.x)
         return Result(y=run.y, weight=client.weight(run))
 
-    async def personal(self, down: Model, client: Client) -> Params:
+    async def personal(self, down: Model, client: Client) -> Model:
         """Every client uses the one model."""
-        return down.x
+        return down

@@ -1,28 +1,193 @@
 """The settings of each algorithm page; one class per row of `fedloom.algorithms.table`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from fedloom.settings import Strict
 
+Spaces = Literal["any", "factors", "one"]
+"""Which spaces a page takes: any, only the trained numbers themselves (`factors`), or it brings its own (`one`)."""
 
-class FedAvgConfig(Strict):
-    """Federated averaging (McMahan et al. 2017); server momentum makes it FedAvgM."""
 
+class AlgorithmSettings(Strict):
+    """What every page says of itself."""
+
+    spaces: ClassVar[Spaces] = "factors"
+    weighted: ClassVar[bool] = True
+    """Whether `aggregate.weighting` counts."""
+    server: ClassVar[bool] = False
+    """Whether `aggregate.server_optimizer` and `aggregate.rule` count."""
+
+
+class FedAvgConfig(AlgorithmSettings):
+    """Federated averaging (McMahan et al. 2017); other server optimisers, spaces and rules make it many others."""
+
+    spaces: ClassVar[Spaces] = "any"
+    server: ClassVar[bool] = True
     name: Literal["fedavg"] = "fedavg"
+    keep_inner: bool = Field(
+        False, description="Clients keep their optimiser's state between rounds (as DiLoCo's workers do)."
+    )
 
 
-class LocalOnlyConfig(Strict):
+class FedProxConfig(AlgorithmSettings):
+    """FedProx: clients are pulled back towards where the round began (Li et al. 2020)."""
+
+    spaces: ClassVar[Spaces] = "any"
+    server: ClassVar[bool] = True
+    name: Literal["fedprox"] = "fedprox"
+    mu: float = Field(0.01, ge=0, description="Strength of mu/2 |w - x|^2; the paper tries 0.001 to 1.")
+
+
+class ScaffoldConfig(AlgorithmSettings):
+    """SCAFFOLD: control variates take client drift out of the gradients (Karimireddy et al. 2020)."""
+
+    weighted: ClassVar[bool] = False
+    name: Literal["scaffold"] = "scaffold"
+    option: Literal["gradient", "I", "II"] = Field(
+        "gradient",
+        description="How c_i is renewed. II: from the weights, plain SGD only. I: gradient at x, one more pass. "
+        "gradient: mean raw gradient of the steps taken; equals II for plain SGD and works with any optimiser.",
+    )
+    server_lr: float = Field(1.0, gt=0, description="Server learning rate.")
+
+
+class FedNovaConfig(AlgorithmSettings):
+    """FedNova: clients that take more steps do not count for more (Wang et al. 2020)."""
+
+    name: Literal["fednova"] = "fednova"
+    mu: float = Field(0.0, ge=0, description="Proximal term as in fedprox; not together with client momentum.")
+    server_momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of the normalised update.")
+
+
+class FedSwaConfig(AlgorithmSettings):
+    """Server-side averaging of the shared model over rounds (Caldarola et al. 2022); never fed back."""
+
+    server: ClassVar[bool] = True
+    name: Literal["fedswa"] = "fedswa"
+    start: float = Field(0.75, ge=0, lt=1, description="Share of the rounds after which averaging starts.")
+    every: int = Field(1, ge=1, description="Rounds between models that enter the average.")
+    cycle: float | None = Field(
+        None, gt=0, description="Lower end of a learning-rate cycle of `every` rounds; null: no cycle."
+    )
+
+
+class LookaheadConfig(AlgorithmSettings):
+    """FedSWA of Liu et al. 2025: falling rates inside a round, and a server that looks further."""
+
+    weighted: ClassVar[bool] = False
+    name: Literal["lookahead"] = "lookahead"
+    alpha: float = Field(1.5, gt=0, description="How far the server goes towards the mean; above 1 beyond it.")
+    rho: float = Field(0.1, gt=0, le=1, description="Share of the learning rate left at the end of a round.")
+
+
+class FedBuffConfig(AlgorithmSettings):
+    """FedBuff: asynchronous rounds with a buffer (Nguyen et al. 2022); clients have `clients.NAME.speed`."""
+
+    weighted: ClassVar[bool] = False
+    name: Literal["fedbuff"] = "fedbuff"
+    buffer: int = Field(10, ge=1, description="Updates that make a new server version.")
+    exponent: float = Field(0.5, ge=0, description="An update s versions old counts (1 + s)^-exponent.")
+    server_lr: float = Field(1.0, gt=0, description="Server learning rate.")
+    max_staleness: int | None = Field(None, ge=0, description="Older updates do not count; null: all do.")
+
+
+class DittoConfig(AlgorithmSettings):
+    """Ditto: a model of its own for every client, near the shared one (Li et al. 2021)."""
+
+    spaces: ClassVar[Spaces] = "factors"
+    server: ClassVar[bool] = True
+    name: Literal["ditto"] = "ditto"
+    lam: float = Field(0.1, ge=0, description="Pull of the private model towards the shared one.")
+
+
+class PFedMeConfig(AlgorithmSettings):
+    """pFedMe: personal models by Moreau envelopes (Dinh et al. 2020)."""
+
+    weighted: ClassVar[bool] = False
+    name: Literal["pfedme"] = "pfedme"
+    lam: float = Field(15.0, gt=0, description="Pull of the personal model towards the client's own shared one.")
+    rounds: int = Field(20, ge=1, description="Local rounds, one batch each; in place of local.steps.")
+    steps: int = Field(5, ge=1, description="Steps on that batch.")
+    lr: float = Field(0.005, gt=0, description="Rate of the client's shared weights; lr lam is at most 1.")
+    personal_lr: float | None = Field(None, gt=0, description="Rate of the personal steps; null: local.lr.")
+    beta: float = Field(1.0, gt=0, description="How far the server goes towards the mean.")
+
+
+class FedPerConfig(AlgorithmSettings):
+    """FedPer: named tensors stay with each client, the rest is averaged (Arivazhagan et al. 2019)."""
+
+    name: Literal["fedper"] = "fedper"
+    private: list[str] = Field(min_length=1, description="Shell patterns of the tensors that stay, such as *.B.")
+
+
+class FedRepConfig(AlgorithmSettings):
+    """FedRep: private tensors are trained first, then the shared ones (Collins et al. 2021)."""
+
+    name: Literal["fedrep"] = "fedrep"
+    private: list[str] = Field(min_length=1, description="Shell patterns of the tensors that stay, such as *.B.")
+    head_steps: int = Field(8, ge=1, description="Steps on the private tensors; in place of local.steps.")
+    body_steps: int = Field(2, ge=1, description="Steps on the shared tensors.")
+
+
+class DualConfig(AlgorithmSettings):
+    """Two adapters in every forward pass: a shared one, and one of each client's own."""
+
+    server: ClassVar[bool] = True
+    name: Literal["dual"] = "dual"
+
+
+class HetLoraConfig(AlgorithmSettings):
+    """HetLoRA: clients of different ranks that prune themselves (Cho et al. 2024)."""
+
+    spaces: ClassVar[Spaces] = "one"
+    weighted: ClassVar[bool] = False
+    name: Literal["hetlora"] = "hetlora"
+    gamma: float = Field(0.99, gt=0, le=1, description="Slots from gamma r on are penalised; pruned if they shrank.")
+    lam: float = Field(0.01, ge=0, description="Strength of that penalty.")
+    least_rank: int = Field(1, ge=1, description="No client prunes below this.")
+
+
+class LoraA2Config(AlgorithmSettings):
+    """LoRA-A²: A and B in turns, and only the rank slots that matter (Koo et al. 2025)."""
+
+    spaces: ClassVar[Spaces] = "one"
+    name: Literal["lora_a2"] = "lora_a2"
+    rank: int = Field(4, ge=1, description="Slots each client trains, per adapted module on average.")
+    ratio: float = Field(5.0, gt=0, description="Learning rate of B over that of A.")
+
+
+class LocalOnlyConfig(AlgorithmSettings):
     """Baseline: every client trains alone, nothing is shared."""
 
+    weighted: ClassVar[bool] = False
     name: Literal["local"] = "local"
 
 
-class CentralizedConfig(Strict):
+class CentralizedConfig(AlgorithmSettings):
     """Baseline: all rows in one place, as many examples a round as the cohort would see together."""
 
+    weighted: ClassVar[bool] = False
     name: Literal["centralized"] = "centralized"
 
 
-AlgorithmConfig = Annotated[FedAvgConfig | LocalOnlyConfig | CentralizedConfig, Field(discriminator="name")]
+AlgorithmConfig = Annotated[
+    FedAvgConfig
+    | FedProxConfig
+    | ScaffoldConfig
+    | FedNovaConfig
+    | FedSwaConfig
+    | LookaheadConfig
+    | FedBuffConfig
+    | DittoConfig
+    | PFedMeConfig
+    | FedPerConfig
+    | FedRepConfig
+    | DualConfig
+    | HetLoraConfig
+    | LoraA2Config
+    | LocalOnlyConfig
+    | CentralizedConfig,
+    Field(discriminator="name"),
+]

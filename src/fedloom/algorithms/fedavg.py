@@ -2,15 +2,24 @@
 https://arxiv.org/abs/1602.05629, algorithm 1.
 
 Notation: x shared weights, y a client's weights after local training, n its examples; x, y are [P].
-Each round x becomes Σ n_i y_i / Σ n_i over the clients that replied. With a server learning rate and momentum it is
-FedAvgM (Hsu et al. 2019). What is averaged is the space's business: products of LoRA factors, say.
+Each round x becomes Σ n_i y_i / Σ n_i over the clients that replied. What is averaged is the space's business
+(products of LoRA factors, say); how x follows the average is the server optimiser's (FedAvgM, FedAdam, DiLoCo's outer
+step); which replies are trusted is the guard's. Each round notes how far the clients drifted apart, and how far the
+result is from the average of what they have.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from fedloom.aggregate.server import ServerSgd
-from fedloom.contracts import Client, Federation, Message, Model, Needs, Space, Term, Weighted
+from torch import Tensor
+
+from fedloom.aggregate.combine import combine
+from fedloom.aggregate.robust import Guard
+from fedloom.aggregate.server import Momenta, ServerOptimizer, ServerSgd
+from fedloom.contracts import Carry, Client, Federation, Message, Model, Needs, Rule, Space, Term, Trained, Weighted
 from fedloom.params import Params
+from fedloom.spaces.measure import Measured, Sketch
 
 
 @dataclass(frozen=True)
@@ -18,6 +27,9 @@ class Start(Message):
     """Downlink."""
 
     x: Params
+    carry: Carry
+    round: int
+    """Rounds behind the server: which leaves are trained may depend on it."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +41,11 @@ class Result(Weighted):
 
 @dataclass(frozen=True)
 class State:
-    """Shared weights and the server's velocity."""
+    """Shared weights, what they carry on top of the base, and the server optimiser's memory of each phase."""
 
     x: Params
-    v: Params
+    carry: Carry
+    memory: tuple[Momenta, ...]
 
 
 @dataclass(frozen=True)
@@ -40,32 +53,98 @@ class FedAvg:
     """Average what the clients have after local training."""
 
     space: Space
-    server: ServerSgd = ServerSgd()
-    needs: Needs = Needs()
+    server: ServerOptimizer = ServerSgd()
+    guard: Guard | None = None
+    keep_inner: bool = False
+    """Clients keep their optimiser's state from round to round (DiLoCo), instead of starting it anew."""
+
+    @property
+    def needs(self) -> Needs:
+        """A guard looks at single replies."""
+        return Needs(single_replies=self.guard is not None)
 
     def init(self, start: Params) -> State:
         """Everybody begins at `start`."""
-        return State(start, self.server.start(start))
+        points = (self.space.point(start, phase) for phase in range(self.space.phases))
+        return State(start, (), tuple(self.server.start(point) for point in points))
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
+        phase = self.space.phase(fed.round)
+        point, sketch = self.space.point(s.x, phase), Sketch()
 
         def down(client: int) -> Start:
-            return Start(self.space.lower(s.x, fed.profile(client).layout))
+            return Start(self.space.lower(s.x, fed.profile(client).layout), s.carry, fed.round)
 
-        got = fed.collect(self.local, down, fed.cohort(), self.space.rule)
-        mean = self.space.close(s.x, got.value.y)
-        return State(*self.server.step(s.x, mean, s.v))
+        got = fed.collect(self.local, down, fed.cohort(), {"y": self.rule(point, phase, sketch)})
+        term, memory = self.server.step(point, got.value.y, s.memory[phase])
+        x, carry = self.space.close(s.x, s.carry, term, fed.round)
+        mean = (x, carry) if self.server.plain else self.space.close(s.x, s.carry, got.value.y, fed.round)
+        fed.note(
+            drift=sketch.drift(self.space.form(point, phase)),
+            aggregation_error=sketch.error(self.standing(*mean, s.carry, phase)),
+        )
+        return State(x, carry, (*s.memory[:phase], memory, *s.memory[phase + 1 :]))
 
-    def model(self, s: State) -> Params:
+    def rule(self, point: Term, phase: int, sketch: Sketch) -> Rule:
+        """How this round's replies are combined: by the space's rule, guarded and watched."""
+
+        def form(term: Term) -> Term:
+            return self.space.form(term, phase)
+
+        rule = self.space.rule
+        if self.guard is not None:
+            # Where vectors are averaged, vectors are compared: a reply of turned factors, (B G)(G^-1 A), stands for the
+            # same product and would be trusted, yet spoil the average. One reply taken as it is cannot.
+            turned = isinstance(point, tuple) or self.guard.takes_one
+            rule = self.guard(rule, point, form if turned else same)
+        return Measured(rule, form, sketch)
+
+    def standing(self, x: Params, carry: Carry, before: Carry, phase: int) -> Term:
+        """What a round's result adds to the base and what it carried before, free of gauge."""
+        form = self.space.form(self.space.point(x, phase), phase)
+        if carry is before or isinstance(form, Tensor) or len(form) == 1:
+            return form
+        nothing = form[0].new_zeros(form[0].shape)
+        changes = [(sign, (nothing, *part)) for sign, part in ((1.0, carry), (-1.0, before)) if part]
+        return combine((1.0, form), *changes)
+
+    def model(self, s: State) -> Model:
         """The shared weights."""
-        return s.x
+        return Model(s.x, s.carry)
 
     async def local(self, down: Start, client: Client) -> Result:
         """One client: train from x, send what came out."""
-        run = await client.descend(down.x)
-        return Result(y=self.space.lift(run.y, client.layout), weight=client.weight(run))
+        run = await self.train(down, client)
+        return self.result(run, down, client)
 
-    async def personal(self, down: Model, client: Client) -> Params:
+    def result(self, run: Trained, down: Start, client: Client) -> Result:
+        """What a client sends of its training."""
+        y = self.space.lift(run.y, client.layout, self.space.phase(down.round))
+        return Result(y=y, weight=client.weight(run))
+
+    async def train(self, down: Start, client: Client, **how: Any) -> Trained:
+        """Local training on the leaves of this phase; `how` goes to `descend`."""
+        inner = recalled(client) if self.keep_inner else None
+        train = self.space.active(self.space.phase(down.round), client.layout)
+        run = await client.descend(down.x, carry=down.carry, train=train, inner=inner, **how)
+        for name, value in (run.inner or {}).items():
+            client.state[f"{INNER}{name}"] = value
+        return run
+
+    async def personal(self, down: Model, client: Client) -> Model:
         """Every client uses the shared model."""
-        return self.space.lower(down.x, client.layout)
+        return Model(self.space.lower(down.x, client.layout), down.carry)
+
+
+INNER = "inner "
+
+
+def same(term: Term) -> Term:
+    """The term as it is."""
+    return term
+
+
+def recalled(client: Client) -> Mapping[str, Tensor]:
+    """The optimiser's state this client kept; nothing before its first round."""
+    return {name.removeprefix(INNER): client.state.get(name) for name in client.state.names(INNER)}

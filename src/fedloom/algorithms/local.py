@@ -33,7 +33,7 @@ class State:
 class LocalOnly:
     """No federation: what a client reaches by itself."""
 
-    needs: Needs = Needs()
+    needs: Needs = Needs(personal=True)
 
     def init(self, start: Params) -> State:
         """Everybody begins at `start`."""
@@ -44,9 +44,9 @@ class LocalOnly:
         got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Sum())
         return State(s.x, s.examples + got.value.examples)
 
-    def model(self, s: State) -> None:
-        """There is no shared model."""
-        return
+    def model(self, s: State) -> Model:
+        """There is no shared model, only where everybody began."""
+        return Model(s.x, whole=False)
 
     async def local(self, down: Start, client: Client) -> Done:
         """One client: go on from where it was."""
@@ -55,7 +55,7 @@ class LocalOnly:
         client.state["y"] = run.y
         return Done(run.examples)
 
-    async def personal(self, down: Model, client: Client) -> Params:
+    async def personal(self, down: Model, client: Client) -> Model:
         """Its own weights."""
         y = client.state.get("y")
-        return down.x if y is None else y
+        return down if y is None else Model(y)

@@ -50,8 +50,6 @@ def _variants(section: str, key: str | None = None) -> Callable[[], Pairs]:
 
 
 SAID: Final[Mapping[str, Mapping[str, str]]] = {
-    "rule": {"mean": "weighted mean of the replies"},
-    "space": {"factors": "the trained numbers themselves are averaged; FedIT for LoRA"},
     "weighting": {
         "examples": "a client counts by the examples it saw this round",
         "dataset": "a client counts by the training rows it holds",
@@ -137,6 +135,17 @@ def _optimizers() -> Pairs:
     return [(name, f"torch.optim.{one.__name__}") for name, one in sorted(classes.items())]
 
 
+def _ranks() -> Pairs:
+    from fedloom.adapters.ranks import MIXTURES
+
+    types = ("small", "large", "large, attention medium", "medium")
+    shown = [
+        (name, ", ".join(f"{share:.4g} {one}" for share, one in zip(shares, types, strict=True)))
+        for name, shares in MIXTURES.items()
+    ]
+    return [("homogeneous", "adapter.rank for every client"), *shown]
+
+
 def _recipes() -> Pairs:
     from fedloom import recipes
 
@@ -145,10 +154,13 @@ def _recipes() -> Pairs:
 
 KINDS: Final[Mapping[str, tuple[str, Callable[[], Pairs]]]] = {
     "algorithms": ("algorithm.name", _algorithms),
-    "spaces": ("aggregate.space", _values("aggregate", "space")),
-    "rules": ("aggregate.rule", _values("aggregate", "rule")),
+    "spaces": ("aggregate.space.name", _variants("aggregate", "space")),
+    "rules": ("aggregate.rule.name", _variants("aggregate", "rule")),
     "weightings": ("aggregate.weighting", _values("aggregate", "weighting")),
     "server-optimizers": ("aggregate.server_optimizer.name", _variants("aggregate", "server_optimizer")),
+    "samplings": ("federation.sampling.name", _variants("federation", "sampling")),
+    "attacks": ("attack.name", _variants("attack")),
+    "ranks": ("adapter.ranks.name", _ranks),
     "adapters": ("adapter.kind", _variants("adapter")),
     "objectives": ("objective.name", _variants("objective")),
     "optimizers": ("local.optimizer.name", _optimizers),

@@ -36,6 +36,7 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "copy": configuring.copy,
     "list": listing.listing,
     "report": results.report,
+    "cite": results.cite,
     "chat": results.chat,
     "export": results.export,
     "doctor": doctor.doctor,

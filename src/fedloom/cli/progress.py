@@ -4,10 +4,11 @@ Each view is a sink (fedloom.events) and a context manager. None of them changes
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Final, Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -28,6 +29,11 @@ from fedloom.events import (
     RunStarted,
     record,
 )
+
+
+WIDTH: Final = 80
+_BEFORE_NOTE: Final = len("rounds ") + 1 + 10 + 1 + len("/") + 1
+"""Columns of a bar's line before its note, but for the two numbers of rounds."""
 
 
 class View(Protocol):
@@ -133,7 +139,8 @@ class Lines:
                     self._say(line)
             case RoundFinished():
                 left = self._pace.left(event)
-                self._say(f"round {event.round:>3}/{self._pace.rounds}  {wording.finished(event)}  {left}".rstrip())
+                line = f"round {event.round:>3}/{self._pace.rounds}  {wording.finished(event)}  {left}".rstrip()
+                self._say(_with_room(line, drift(event), WIDTH))
             case Evaluated():
                 self._say(wording.evaluated(event))
             case RoundStarted(attempt=again) if again:
@@ -164,6 +171,7 @@ class Bars:
         self._metric = ""
         self._loss = ""
         self._speed = ""
+        self._drift = ""
         self._rounds: TaskID | None = None
         self._clients: TaskID | None = None
 
@@ -194,6 +202,7 @@ class Bars:
                 self._advance(event.name)
             case RoundFinished():
                 self._loss = wording.loss(event)
+                self._drift = drift(event)
                 self._speed = f"{wording.speed(event)}  {self._pace.left(event)}".strip()
                 self._rest(event.round)
             case Evaluated():
@@ -222,7 +231,21 @@ class Bars:
     def _note(self) -> None:
         if self._rounds is not None:
             note = "  ".join(part for part in (self._loss, self._metric, self._speed) if part)
-            self._progress.update(self._rounds, note=note)
+            room = min(WIDTH, self._progress.console.width) - _BEFORE_NOTE - 2 * len(str(self._pace.rounds))
+            self._progress.update(self._rounds, note=_with_room(note, self._drift, room))
+
+
+def drift(event: RoundFinished) -> str:
+    """How far clients ended from their mean, against how far that mean moved; empty where nothing was noted."""
+    value = event.figures.get("drift")
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"drift {value:.2g}" if value < 100 else f"drift {value:.0f}"
+
+
+def _with_room(text: str, more: str, width: int) -> str:
+    """Both, or the first alone where they would not fit."""
+    return f"{text}  {more}" if more and len(text) + 2 + len(more) <= width else text
 
 
 def plainly(console: Console, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What is shown when a run has ended, and the commands that look at its folder: report, chat, export."""
+"""What is shown when a run has ended, and the commands that look at its folder: report, cite, chat, export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -67,6 +67,16 @@ def report(
     from fedloom.report import page
 
     typer.echo(page.write(runs, out))
+
+
+def cite(run: RunArgument) -> None:
+    """Print BibTeX of what a run rests on: fedloom, methods, data, metrics."""
+    from fedloom import cite as references
+    from fedloom.config import load
+
+    folder = RunFolder(run)
+    config = load(run / "config.yaml")
+    typer.echo(references.bibtex(config, str(folder.env().get("fedloom", ""))), nl=False)
 
 
 def chat(

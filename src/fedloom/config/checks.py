@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from fedloom.config.methods import METHODS
 from fedloom.config.schema import Config
 from fedloom.config.tree import KeyPath, dotted
 from fedloom.config.words import Problem
@@ -32,7 +33,8 @@ CLIENTS: Final = ("partition.clients", "partition.method")
 
 def check(config: Config) -> list[Contradiction]:
     """Every contradiction in a configuration whose sections are each valid."""
-    return [found for one in CHECKS for found in one(config)]
+    found = [problem for one in CHECKS for problem in one(config)]
+    return found + [_problem(text, *reads) for one in METHODS for text, *reads in one(config)]
 
 
 def require(config: Config) -> Config:

@@ -5,7 +5,7 @@ is pydantic's work; `fedloom.config.words` says its findings in sentences.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -147,11 +147,18 @@ def _needs_section(section: type[Strict], value: Any, path: KeyPath) -> str:
 
 
 def drop(tree: dict[str, Any], paths: Iterable[KeyPath]) -> None:
-    """Take the values at these paths out of the tree, in place; a path into a list takes the whole list."""
+    """Take the values at these paths out of the tree, in place.
+
+    A path into a list takes the whole list; one to a setting that is missing takes the section that lacks it.
+    """
     for path in paths:
         keys = [part for part in path if isinstance(part, str)]
-        here: Any = tree
-        for key in keys[:-1]:
-            here = here.get(key, {})
-        if keys:
-            here.pop(keys[-1], None)
+        while keys and not _dropped(tree, keys):
+            keys.pop()
+
+
+def _dropped(tree: dict[str, Any], keys: Sequence[str]) -> bool:
+    here: Any = tree
+    for key in keys[:-1]:
+        here = here.get(key, {}) if isinstance(here, dict) else {}
+    return isinstance(here, dict) and here.pop(keys[-1], _dropped) is not _dropped

@@ -5,6 +5,10 @@ from typing import Final
 from fedloom.config import shape
 
 SYNONYMS: Final = {
+    "lr": "local.lr",
+    "steps": "local.steps",
+    "rounds": "federation.rounds",
+    "name": "run.name",
     "learning_rate": "local.lr",
     "num_rounds": "federation.rounds",
     "n_rounds": "federation.rounds",

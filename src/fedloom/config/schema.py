@@ -12,6 +12,7 @@ from fedloom.engine.config import EngineConfig, LocalConfig
 from fedloom.metrics.config import EvaluateConfig
 from fedloom.models.config import ModelConfig
 from fedloom.objectives.config import ObjectiveConfig, SftConfig
+from fedloom.runtime.attack_config import AttackConfig, NoAttackConfig
 from fedloom.runtime.config import CheckpointConfig, ClientOverride, FederationConfig, RunConfig, RuntimeConfig
 from fedloom.settings import Strict
 
@@ -33,6 +34,7 @@ class Config(Strict):
     aggregate: AggregateConfig = AggregateConfig()
     local: LocalConfig = LocalConfig()
     federation: FederationConfig = FederationConfig()
+    attack: AttackConfig = NoAttackConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     engine: EngineConfig = EngineConfig()

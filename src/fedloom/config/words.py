@@ -68,6 +68,9 @@ def _sentence(path: KeyPath, group: list[tuple[ErrorDetails, FieldInfo | None]])
     detail, field = min(group, key=lambda pair: (pair[0]["type"].endswith("_type"), pair[0]["type"] == "literal_error"))
     if detail["type"] == "value_error":
         return f"{dotted(_locate(detail['loc'])[0])}: {detail['msg'].removeprefix('Value error, ')}."
+    if detail["type"] == "missing":
+        wanted = f" ({field.description.rstrip('.')}.)" if field and field.description else ""
+        return f"{dotted(path)} is not given, but it is needed.{wanted}"
     what = f"{dotted(path)} is {shown(detail['input'])}, but "
     purpose = f" ({field.description.rstrip('.')}.)" if field and field.description else ""
     if len(group) > 1 and field is not None and detail["type"].endswith(("_type", "literal_error")):

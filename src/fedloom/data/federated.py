@@ -6,7 +6,7 @@ nothing at the start. A shelf of bounded size keeps what was encoded last.
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fedloom.data.config import DataConfig, PartitionConfig
@@ -61,6 +61,13 @@ class ClientRows:
         self._rows, self._encoder = rows, encoder
         self._shelf = shelf if shelf is not None else Shelf()
         self._counted: set[Split] = set()
+
+    def answered(self, change: Callable[[Sequence[str], str], list[str]]) -> "ClientRows":
+        """The same client with other answers to its training rows: `change` gets them and the client's name."""
+        train = self.rows("train")
+        answers = change([row.output for row in train], self.name)
+        changed = [row.answered(answer) for row, answer in zip(train, answers, strict=True)]
+        return ClientRows(self.name, {**self._rows, "train": changed}, self._encoder, self._shelf)
 
     def rows(self, split: Split) -> Sequence[Row]:
         """The rows as they are in the source."""

@@ -1,6 +1,6 @@
 """One example of a data set: an instruction with its answer, or a conversation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -30,3 +30,8 @@ class Row:
     """Who the row belongs to, where the source says so."""
     messages: tuple[Turn, ...] = ()
     """The whole conversation, ending with an assistant turn; empty for rows made of instruction and output."""
+
+    def answered(self, answer: str) -> "Row":
+        """The same example with another answer to learn."""
+        messages = (*self.messages[:-1], replace(self.messages[-1], content=answer)) if self.messages else ()
+        return replace(self, output=answer, messages=messages)

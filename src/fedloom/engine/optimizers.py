@@ -1,11 +1,11 @@
 """Torch optimisers by name."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedloom.engine.config import OptimizerConfig
 from fedloom.errors import UserError, nearest
@@ -74,6 +74,38 @@ def make(config: OptimizerConfig, tensors: Sequence[nn.Parameter], lr: float) ->
         return known[name](list(tensors), **arguments)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise _refused(config, error) from None
+
+
+def memory(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimiser remembers, as tensors by `<number of the trained tensor> <name>`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{i} {name}": torch.as_tensor(value).detach().to("cpu", copy=True)
+        for i, entries in state.items()
+        for name, value in entries.items()
+        if value is not None
+    }
+
+
+def recall(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
+    """Let a fresh optimiser go on from what `memory` gave.
+
+    Raises:
+        ValueError: it was another optimiser's, or of other tensors.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in kept.items():
+        number, _, name = key.partition(" ")
+        state.setdefault(int(number), {})[name] = value
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    for i, entries in state.items():
+        wrong = [n for n, v in entries.items() if v.dim() and (i >= len(tensors) or v.shape != tensors[i].shape)]
+        if i >= len(tensors) or wrong:
+            raise ValueError(
+                f"the optimiser's kept state ({', '.join(wrong) or 'tensor'} of tensor {i}) does not fit the tensors "
+                "trained now; it belongs to another adapter or phase"
+            )
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _refused(config: OptimizerConfig, error: Exception) -> UserError:

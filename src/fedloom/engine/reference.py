@@ -8,6 +8,7 @@ with the same weights share forward passes.
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -60,11 +61,11 @@ class Reference:
             case Descend():
                 result: Any = _Descent(self, first.request).run()
             case Probe():
-                result = [self._loss(point, first.request.examples) for point in first.request.points]
+                result = [self._loss(point, first.request) for point in first.request.points]
             case Logits():
                 result = self._logits(first.request)
-            case Generate(x=x, prompts=prompts, batch_size=size, max_new_tokens=longest):
-                result = self._generate(x, prompts, size, longest)
+            case Generate():
+                result = self._generate(first.request)
             case other:
                 raise TypeError(f"this engine cannot serve a {type(other).__name__}")
         self._queue.pop(0)
@@ -83,7 +84,7 @@ class Reference:
 
     def _score(self, like: Evaluate, examples: Sequence[Any]) -> list[Scores]:
         """One row's scores each, in order."""
-        self.adapted.load(like.x)
+        self.adapted.load(like.x, like.layout, like.carry)
         losses = self._row_losses(examples, like.batch_size)
         if not {"exact_match", "rouge_l"} & set(like.metrics):
             return [Scores(1, n, nll) for nll, n in losses]
@@ -116,30 +117,40 @@ class Reference:
                 found[j] = total, count
         return found
 
-    def _loss(self, x: Params, examples: Sequence[Any]) -> float:
-        self.adapted.load(x)
-        rows = self._row_losses(examples, len(examples))
+    def _loss(self, x: Params, request: Probe) -> float:
+        self.adapted.load(x, request.layout, request.carry)
+        rows = self._row_losses(request.examples, len(request.examples))
         return sum(nll for nll, _ in rows) / max(1, sum(count for _, count in rows))
 
     @torch.no_grad()
     def _logits(self, request: Logits) -> Tensor:
-        self.adapted.load(request.x)
+        self.adapted.load(request.x, request.layout, request.carry)
         self.adapted.module.eval()
         return labelled_logits(self.adapted.module, collate(request.examples, self.pad, self.device)).cpu()
 
-    def _generate(self, x: Params, prompts: Sequence[Sequence[int]], size: int, longest: int) -> list[str]:
-        self.adapted.load(x)
-        return generation.answers(self.adapted.module, self.tokenizer, prompts, self.stop_ids, size, longest)
+    def _generate(self, request: Generate) -> list[str]:
+        self.adapted.load(request.x, request.layout, request.carry)
+        return generation.answers(
+            self.adapted.module, self.tokenizer, request.prompts, self.stop_ids, request.batch_size,
+            request.max_new_tokens,
+        )  # fmt: skip
 
 
 def _alike(one: Evaluate, other: Evaluate) -> bool:
     """The same weights and settings; weights that came over a wire are equal, not identical."""
-    settings = (one.metrics, one.batch_size, one.max_new_tokens) == (
+    settings = (one.metrics, one.batch_size, one.max_new_tokens, one.layout) == (
         other.metrics,
         other.batch_size,
         other.max_new_tokens,
+        other.layout,
     )
-    return settings and (one.x is other.x or torch.equal(one.x, other.x))
+    return settings and all(
+        mine is theirs or torch.equal(mine, theirs)
+        for mine, theirs in zip_longest((one.x, *one.carry), (other.x, *other.carry), fillvalue=NOTHING)
+    )
+
+
+NOTHING = torch.zeros(0)
 
 
 class _Descent:
@@ -147,10 +158,12 @@ class _Descent:
 
     def __init__(self, engine: Reference, request: Descend) -> None:
         self.engine, self.request, self.adapted = engine, request, engine.adapted
-        self.adapted.load(request.start)
+        self.adapted.load(request.start, request.layout, request.carry)
         self.tensors = self.adapted.parameters(request.train)
         self.frozen = self._frozen()
         self.optimizer = optimizers.make(request.optimizer, self.tensors, request.lrs[0] if request.lrs else 0.0)
+        if request.inner:
+            optimizers.recall(self.optimizer, request.inner)
         self.with_ = [vector.to(engine.device) for vector in request.with_]
         self.gradient = torch.zeros_like(self.adapted.g) if request.gradient else None
 
@@ -182,7 +195,8 @@ class _Descent:
             return ClientFailed(f"loss or gradient not finite from step {diverged} to the end (lr {lr:g})", "nonfinite")
         gradient = None if self.gradient is None else (self.gradient / max(1, len(losses))).cpu()
         mean = sum(losses) / len(losses) if losses else None
-        return Trained(self.adapted.read(), len(losses), sum(rates), examples, tokens, mean, skipped, gradient)
+        inner = None if self.request.inner is None else optimizers.memory(self.optimizer)
+        return Trained(self.adapted.read(), len(losses), sum(rates), examples, tokens, mean, skipped, gradient, inner)
 
     def _step(self, step: int, batch: Sequence[Any], count: int, lr: float) -> float:
         """One optimiser step; the token-mean loss, NaN when the step was left out."""
@@ -192,7 +206,7 @@ class _Descent:
             g.masked_fill_(self.frozen, 0)
         raw = g.clone() if self.gradient is not None else None
         if self.request.correct is not None:
-            g.copy_(self.request.correct(g.clone(), self.adapted.w, *self.with_))
+            g.copy_(self.request.correct(g.clone(), self.adapted.now(), *self.with_))
             if self.frozen is not None:
                 g.masked_fill_(self.frozen, 0)
         norm = float(g.norm())
@@ -218,7 +232,7 @@ class _Descent:
             losses, _ = token_losses(self.adapted.module, side)
             loss = losses.sum() / count
             if part == 0 and self.request.penalty is not None:
-                leaves = zip(self.adapted.layout.leaves, self.adapted.tensors, strict=True)
+                leaves = zip(self.request.layout.leaves, self.adapted.tensors, strict=True)
                 loss = loss + self.request.penalty({leaf.name: tensor for leaf, tensor in leaves}, *self.with_)
             loss.backward()
             total += loss.item()
@@ -229,8 +243,8 @@ class _Descent:
         """[P] bool: numbers that must not move; None when all may."""
         if self.request.train is None:
             return None
-        mask = torch.ones(self.adapted.layout.size, dtype=torch.bool, device=self.engine.device)
-        for leaf in self.adapted.layout.leaves:
+        mask = torch.ones(self.request.layout.size, dtype=torch.bool, device=self.engine.device)
+        for leaf in self.request.layout.leaves:
             if leaf.name in self.request.train:
                 mask[leaf.offset : leaf.offset + leaf.size] = False
         return mask

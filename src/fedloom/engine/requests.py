@@ -3,15 +3,15 @@
 Examples are whatever the engine and its objective understand (`fedloom.data.encode.Encoded` for language models).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from fedloom.contracts import Correct, Penalty
+from fedloom.contracts import Carry, Correct, Penalty
 from fedloom.engine.config import OptimizerConfig
-from fedloom.params import Params
+from fedloom.params import Layout, Params
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Descend:
     """Local training from `start`: one batch and one learning rate for each step."""
 
     start: Params
+    layout: Layout
+    """What the vector means: clients of different ranks have different ones."""
     batches: Sequence[Sequence[Any]]
     """Examples of each step."""
     lrs: Sequence[float]
@@ -34,6 +36,8 @@ class Descend:
     with_: Sequence[Tensor] = ()
     penalty: Penalty | None = None
     gradient: bool = False
+    carry: Carry = ()
+    inner: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class Probe:
     """Losses of one batch at several points."""
 
     points: Sequence[Params]
+    layout: Layout
     examples: Sequence[Any]
+    carry: Carry = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Logits:
     """The model's outputs at `x`."""
 
     x: Params
+    layout: Layout
     examples: Sequence[Any]
+    carry: Carry = ()
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,12 @@ class Evaluate:
     """Scores of examples at `x`; the engine may serve calls with one and the same `x` together."""
 
     x: Params
+    layout: Layout
     examples: Sequence[Any]
     metrics: tuple[str, ...]
     batch_size: int
     max_new_tokens: int
+    carry: Carry = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Generate:
     """Greedy continuations of prompts (token ids) at `x`."""
 
     x: Params
+    layout: Layout
     prompts: Sequence[Sequence[int]]
     batch_size: int
     max_new_tokens: int
+    carry: Carry = ()

@@ -19,6 +19,6 @@ def round_rate(schedule: ScheduleConfig, lr: float, round: int, rounds: int) -> 
             return lr * gamma ** (round // every)
 
 
-def step_rates(lr: float, steps: int, warmup: int) -> list[float]:
-    """The rate of each step: rising linearly over the first `warmup` steps, then constant."""
-    return [lr * min(1.0, (step + 1) / (warmup + 1)) for step in range(steps)]
+def step_rates(lr: float, steps: int, warmup: int, decay: float = 1.0) -> list[float]:
+    """The rate of each step: rising linearly over the first `warmup` steps, falling in a line towards `decay` times."""
+    return [lr * min(1.0, (k + 1) / (warmup + 1)) * (1 - k / steps * (1 - decay)) for k in range(steps)]

@@ -82,6 +82,10 @@ class Facts:
     notes: Sequence[str]
     retries: int
     """Rounds begun again because too few replies counted."""
+    figures: Mapping[str, Points]
+    """What the algorithm noted over rounds, by name."""
+    own_models: int
+    """Private models written to adapters/clients."""
 
     @property
     def splits(self) -> list[str]:
@@ -163,6 +167,8 @@ def read(folder: RunFolder, label: str) -> Facts:
         missing=folder.missing(),
         notes=folder.notes,
         retries=sum(event["event"] == "RoundStarted" and event["attempt"] > 0 for event in events),
+        figures=_figures(events),
+        own_models=sum(path.is_dir() for path in folder.path.glob("adapters/clients/*")),
     )
 
 
@@ -172,6 +178,22 @@ def points(rows: Rows, column: str) -> Points:
     return tuple(
         (x, y) for x, y in sorted(found.items()) if isinstance(y, float) and math.isfinite(y) and math.isfinite(x)
     )
+
+
+def _figures(events: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
+    """Figures of all rounds that count: those a resume did over replace what was noted first."""
+    found: dict[str, dict[float, float]] = {}
+    for event in events:
+        if event["event"] == "RunStarted":
+            first = event["first_round"]
+            found = {name: {x: y for x, y in known.items() if x <= first} for name, known in found.items()}
+        elif event["event"] == "RoundFinished":
+            for name, value in event.get("figures", {}).items():  # runs of earlier versions have none
+                found.setdefault(name, {})[float(event["round"])] = float(value)
+    finite = {
+        name: tuple((x, y) for x, y in sorted(known.items()) if math.isfinite(y)) for name, known in found.items()
+    }
+    return {name: curve for name, curve in finite.items() if curve}
 
 
 def total(rows: Rows, column: str) -> float:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from fedloom import atomic
 from fedloom.errors import UserError
 from fedloom.folder import RunFolder
-from fedloom.report import compare, figures, story, words
+from fedloom.report import compare, drift, figures, method, story, words
 from fedloom.report.canvas import COLOURS, PALE, inline
 from fedloom.report.facts import Facts, points, read, total
 from fedloom.report.figures import Line, Picture
@@ -49,11 +49,15 @@ def one(facts: Facts) -> str:
         "one.html",
         title=facts.label,
         facts=facts,
-        about=story.about(facts),
+        about=story.about(facts, method.name(facts.config)),
         verdict=story.verdict(facts),
         tiles=story.tiles(facts),
-        remarks=story.remarks(facts),
+        remarks=[*story.remarks(facts), *method.remarks(facts)],
+        method=method.rows(facts),
         learning=_learning(facts),
+        drift_heading=drift.HEADING,
+        drift=drift.one(facts),
+        noted=drift.noted(facts),
         spread=spread,
         spread_picture=figures.spread(spread) if spread else None,
         spread_table=story.spread_table(spread) if spread else [],
@@ -74,6 +78,8 @@ def several(runs: Sequence[Facts]) -> str:
         differences=compare.config_differences(table.runs),
         surroundings=compare.env_differences(table.runs),
         learning=[*compare.learning(table.runs), *compare.clients(table.runs)],
+        drift_heading=drift.HEADING,
+        drift=drift.several(table.runs),
         cost=compare.cost(table.runs),
     )
 

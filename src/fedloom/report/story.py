@@ -124,10 +124,10 @@ def holdings(facts: Facts) -> str:
     return f"{rows} at {clients}, from {min(sizes):,} to {max(sizes):,}, half of them with {_half(sizes):,} or more."
 
 
-def about(facts: Facts) -> list[str]:
-    """Algorithm, model, trained numbers and engine, for the line under the title."""
+def about(facts: Facts, method: str | None = None) -> list[str]:
+    """Method (else the algorithm), model, trained numbers and engine, for the line under the title."""
     start: Mapping[str, Any] = facts.started
-    algorithm = start.get("algorithm", facts.config.get("algorithm", {}).get("name"))
+    algorithm = method or start.get("algorithm")
     model = start.get("model", facts.config.get("model", {}).get("name"))
     found = [str(part) for part in (algorithm, model) if part]
     if "trainable_parameters" in start:

@@ -50,6 +50,20 @@ def plain(number: float) -> str:
     return f"{number:,.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}"
 
 
+def share(number: float) -> str:
+    """A share in percent with two digits, whatever its size."""
+    percent = 100 * number
+    digits = 0 if percent == 0 or abs(percent) >= 10 else 1 - math.floor(math.log10(abs(percent)))
+    shown = f"{percent:,.{digits}f}"
+    return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown}{NBSP}%"
+
+
+def times(number: float) -> str:
+    """A factor with two digits."""
+    size = abs(number)
+    return f"{number:,.{0 if size >= 10 else 1 if size >= 1 else 2}f}{NBSP}times"
+
+
 def count(number: float, one: str, many: str) -> str:
     """A whole number with its noun."""
     return f"{number:,.0f}{NBSP}{one if number == 1 else many}"

@@ -1,6 +1,7 @@
 """One client's side of one task: its rows, its memory, its random numbers, and what it may ask of the engine."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -9,11 +10,13 @@ from torch import Tensor
 from fedloom import rng
 from fedloom.contracts import (
     Call,
+    Carry,
     ClientFailed,
     ClientId,
     Correct,
     Exchange,
     Message,
+    Model,
     Penalty,
     Profile,
     Summary,
@@ -26,6 +29,8 @@ from fedloom.engine.schedule import round_rate, step_rates
 from fedloom.params import Layout, Params
 from fedloom.runtime.store import PendingState
 
+Attacker = Callable[[Params, Trained, int], Trained]
+"""What a malicious client makes of its training: (start, training, seed) -> what it reports."""
 Split = Literal["train", "validation", "test"]
 
 
@@ -49,9 +54,17 @@ class LocalClient:
     """The `Client` of every runtime: it runs where the rows are."""
 
     def __init__(
-        self, profile: Profile, data: ClientData, state: PendingState, plan: LocalPlan, round: int, root: int
+        self,
+        profile: Profile,
+        data: ClientData,
+        state: PendingState,
+        plan: LocalPlan,
+        round: int,
+        root: int,
+        attack: Attacker | None = None,
     ) -> None:
         self.profile, self.data, self.state, self.plan, self.round = profile, data, state, plan, round
+        self.attack = attack
         self._root = root  # already keyed by run, dispatch and client
         self._turn = 0
         self.runs: list[Trained] = []
@@ -71,6 +84,12 @@ class LocalClient:
         """Training rows it holds."""
         return len(self.data.get("train"))
 
+    @property
+    def lr(self) -> float:
+        """Base learning rate of this round."""
+        local = self.plan.local
+        return round_rate(local.schedule, local.lr, self.round, self.plan.rounds)
+
     def key(self, purpose: str) -> int:
         """A seed of its own for this task and purpose."""
         return rng.key(self._root, purpose)
@@ -89,14 +108,18 @@ class LocalClient:
         self,
         x: Params,
         *,
+        carry: Carry = (),
         steps: int | None = None,
         lr: float | None = None,
+        decay: float = 1.0,
         train: Sequence[str] | None = None,
         correct: Correct | None = None,
         with_: Sequence[Tensor] = (),
         penalty: Penalty | None = None,
         batches: str | None = None,
+        one_batch: bool = False,
         gradient: bool = False,
+        inner: Mapping[str, Tensor] | None = None,
     ) -> "_Noted":
         """See `fedloom.contracts.Client.descend`.
 
@@ -106,11 +129,15 @@ class LocalClient:
         local, turn = self.plan.local, self._turn
         self._turn += 1
         chosen = self._batches(batches or f"turn {turn}", steps)
-        base = lr if lr is not None else round_rate(local.schedule, local.lr, self.round, self.plan.rounds)
+        if one_batch:
+            chosen = chosen[:1] * len(chosen)
+        base = self.lr if lr is None else lr
         request = Descend(
             start=x,
+            layout=self.layout,
+            carry=tuple(carry),
             batches=chosen,
-            lrs=step_rates(base, len(chosen), local.warmup),
+            lrs=step_rates(base, len(chosen), local.warmup, decay),
             optimizer=local.optimizer,
             max_grad_norm=local.max_grad_norm,
             accumulate=local.accumulate,
@@ -121,29 +148,43 @@ class LocalClient:
             with_=tuple(with_),
             penalty=penalty,
             gradient=gradient,
+            inner=inner,
         )
-        return _Noted(self, Call(self.id, request))
+        return _Noted(self, x, Call(self.id, request))
 
-    def probe(self, points: Sequence[Params], *, batches: str | None = None) -> Call[list[float]]:
+    def passes(self, count: float = 1.0) -> int:
+        """Optimiser steps that see every training row `count` times."""
+        return max(1, round(math.ceil(self.examples / self.plan.local.batch_size) * count))
+
+    def probe(self, points: Sequence[Params], *, carry: Carry = (), batches: str | None = None) -> Call[list[float]]:
         """Losses of one batch at each point."""
         turn = self._turn
         self._turn += 1
-        return Call(self.id, Probe(tuple(points), self._batches(batches or f"turn {turn}", 1)[0]))
+        batch = self._batches(batches or f"turn {turn}", 1)[0]
+        return Call(self.id, Probe(tuple(points), self.layout, batch, tuple(carry)))
 
-    def logits(self, x: Params) -> Call[Tensor]:
+    def logits(self, x: Params, *, carry: Carry = ()) -> Call[Tensor]:
         """The model's outputs at `x` on the validation rows."""
-        return Call(self.id, Logits(x, self.data.get("validation")))
+        return Call(self.id, Logits(x, self.layout, self.data.get("validation"), tuple(carry)))
 
     def evaluate(
-        self, x: Params, split: Split, metrics: tuple[str, ...], rows: int | None, batch_size: int, max_new_tokens: int
+        self,
+        model: Model,
+        split: Split,
+        metrics: tuple[str, ...],
+        rows: int | None,
+        batch_size: int,
+        max_new_tokens: int,
     ) -> Call[Any]:
         """Scores of (at most the first `rows`) rows of a split."""
-        examples = self.data.get(split)
-        return Call(self.id, Evaluate(x, examples[:rows], metrics, batch_size, max_new_tokens))
+        examples = self.data.get(split)[:rows]
+        return Call(
+            self.id, Evaluate(model.x, self.layout, examples, metrics, batch_size, max_new_tokens, tuple(model.carry))
+        )
 
-    def generate(self, x: Params, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Call[list[Any]]:
+    def generate(self, model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Call[list[Any]]:
         """Greedy continuations of prompts."""
-        return Call(self.id, Generate(x, prompts, len(prompts), max_new_tokens))
+        return Call(self.id, Generate(model.x, self.layout, prompts, len(prompts), max_new_tokens, tuple(model.carry)))
 
     def exchange(self, phase: str, payload: Message) -> Call[Mapping[ClientId, Message]]:
         """Speak to the other clients of this collect and hear them all."""
@@ -181,9 +222,12 @@ class _Noted:
     """Awaits a training and remembers its numbers for the log."""
 
     client: LocalClient
+    x: Params
     call: Call[Trained]
 
     def __await__(self) -> Any:
         run = yield self.call
+        if self.client.attack is not None:
+            run = self.client.attack(self.x, run, self.client.key(f"attack {len(self.client.runs)}"))
         self.client.runs.append(run)
         return run

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedloom.runtime.sampling_config import SamplingConfig, SomeClients, UniformConfig
 from fedloom.settings import Strict
 
 
@@ -13,6 +14,10 @@ class FederationConfig(Strict):
     rounds: int = Field(10, ge=1, description="Rounds of the whole run.")
     cohort: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^(100|[1-9]?\d(\.\d+)?)%$")] = Field(
         "100%", description="Clients asked in a round: a number or a share such as 10%."
+    )
+    sampling: SamplingConfig = UniformConfig()
+    holdout: SomeClients = Field(
+        0, description="Clients that never train but are evaluated: a number, a share, or a list of names and ranges."
     )
     min_replies: int = Field(1, ge=1, description="A round with fewer replies is tried again with a new cohort.")
     retries: int = Field(3, ge=0, description="How often it is tried again before the run stops, resumable.")
@@ -48,4 +53,7 @@ class ClientOverride(Strict):
     epochs: float | None = Field(None, gt=0, description="In place of `local.epochs`; null: the same.")
     batch_size: int | None = Field(None, ge=1, description="In place of `local.batch_size`; null: the same.")
     lr: float | None = Field(None, gt=0, description="In place of `local.lr`; null: the same.")
-    speed: float = Field(1.0, gt=0, description="Relative speed in simulated time.")
+    speed: float = Field(1.0, gt=0, description="Relative speed in simulated time (fedbuff).")
+    rank: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="LoRA rank, or ranks by module name or shell pattern; null: as `adapter` says."
+    )

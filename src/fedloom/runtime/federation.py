@@ -8,7 +8,7 @@ client wrote is undone.
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from fedloom.contracts import (
 )  # fmt: skip
 from fedloom.events import ClientTrained, Event, ReplyMissing, RoundStarted
 from fedloom.runtime.folding import Fold, Sizes, Traffic
+from fedloom.runtime.sampling import Sampler, Uniform
 from fedloom.runtime.site import Dispatch, Reply, Tasks
 
 
@@ -93,11 +94,15 @@ class Hub:
         cohort: int,
         root: int,
         min_replies: int = 1,
+        everybody: Sequence[ClientId] | None = None,
+        sampler: Sampler | None = None,
         home: Link | None = None,
         stages: Sequence[Stage] = (),
         events: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.link, self.tasks, self.clients, self.root, self.events = link, tasks, clients, root, events
+        self.everybody = clients if everybody is None else everybody
+        self.sampler: Sampler = sampler if sampler is not None else Uniform()
         self.round, self.attempt, self.traffic = 0, 0, Traffic()
         self._profile, self._cohort, self._min_replies, self._stages = profile, cohort, min_replies, tuple(stages)
         self._home = home
@@ -119,17 +124,22 @@ class Hub:
         """What is known of a client."""
         return self._profile(client)
 
-    def cohort(self) -> list[ClientId]:
-        """This round's clients: drawn uniformly without replacement, sorted."""
-        chosen = self.draw()
+    def cohort(self, count: int | None = None, without: Collection[ClientId] = ()) -> list[ClientId]:
+        """This round's clients by the sampling policy, sorted; may be empty."""
+        chosen = self.draw(count, without)
         self.last_cohort = tuple(chosen)
         return chosen
 
-    def draw(self) -> list[ClientId]:
+    def draw(self, count: int | None = None, without: Collection[ClientId] = ()) -> list[ClientId]:
         """The cohort of this round and attempt, whether or not it is asked."""
-        order = rng.permutation(rng.key(self.root, "cohort", self.round, self.attempt), len(self.clients))
-        known = sorted(self.clients)  # by number, so that the order in which they joined does not matter
-        return sorted(known[i] for i in order[: self._cohort])
+        known = sorted(set(self.clients) - set(without)) if without else self._known()
+        key = rng.key(self.root, "cohort", self.round, self.attempt)
+        wanted = min(self._cohort if count is None else count, len(known))
+        return self.sampler.draw(known, wanted, key, self.round)
+
+    def note(self, **numbers: float) -> None:
+        """Numbers about this round for logs and the report."""
+        self.traffic.figures.update({name: value for name, value in numbers.items() if math.isfinite(value)})
 
     def collect(
         self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules
@@ -212,6 +222,10 @@ class Hub:
             heapq.heappush(self._flight, _InFlight(f.due, f.client, dispatch))
 
     # -- inside
+
+    def _known(self) -> Sequence[ClientId]:
+        """All that may train, by number, so that the order in which they joined does not matter."""
+        return self.clients if isinstance(self.clients, range) else sorted(self.clients)
 
     def _links(self) -> list[Link]:
         return [self.link] if self._home is None or self._home is self.link else [self.link, self._home]

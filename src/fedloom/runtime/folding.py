@@ -1,7 +1,7 @@
 """What the hub does with replies: into the rules field by field, their sizes, and the tally of a round."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedloom.channel.codec import size
@@ -23,6 +23,8 @@ class Traffic:
     loss_sum: float = 0.0
     """Training losses times examples."""
     loss_examples: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    """What the algorithm noted about the round."""
 
     def again(self) -> "Traffic":
         """For the next attempt: what was spent stays, what was trained is void."""

@@ -14,7 +14,7 @@ from fedloom import rng
 from fedloom.channel.codec import size
 from fedloom.contracts import Client, ClientFailed, ClientId, Engine, Message, Missing, Profile, Stage, Summary
 from fedloom.engine.driver import drive
-from fedloom.runtime.client import ClientData, LocalClient, LocalPlan
+from fedloom.runtime.client import Attacker, ClientData, LocalClient, LocalPlan
 from fedloom.runtime.store import PendingState, Store
 
 
@@ -101,11 +101,12 @@ class Site:
         root: int,
         window: int = 64,
         stages: Sequence[Stage] = (),
+        attack: Callable[[ClientId], Attacker | None] = lambda client: None,
     ) -> None:
         self.tasks, self.engine, self.store, self.root, self.window, self.stages = (
             tasks, engine, store, root, window, tuple(stages),
         )  # fmt: skip
-        self._profile, self._data, self._plan = profile, data, plan
+        self._profile, self._data, self._plan, self._attack = profile, data, plan, attack
         self._pending: dict[ClientId, PendingState] = {}
 
     def run(self, dispatches: Iterable[Dispatch]) -> Iterator[Reply]:
@@ -149,6 +150,7 @@ class Site:
             plan=self._plan(dispatch.client),
             round=dispatch.round,
             root=rng.key(self.root, "client", dispatch.number, dispatch.client),
+            attack=self._attack(dispatch.client),
         )
 
     async def _task(self, dispatch: Dispatch, client: LocalClient) -> Message:

@@ -170,6 +170,10 @@ class PendingState:
             return like.new_zeros(like.shape)
         return value
 
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all entries that begin so, sorted."""
+        return sorted(name for name in {**self.memory.entries, **self.written} if name.startswith(prefix))
+
     def __setitem__(self, name: str, value: Entry) -> None:
         """Write an entry; it counts with the reply.
 

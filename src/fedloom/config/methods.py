@@ -1,0 +1,223 @@
+"""Which algorithms, spaces, rules, server optimisers and adapters go together.
+
+Each refusal has a reason in the mathematics; none is a matter of taste. Settings without meaning are refused too.
+"""
+
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+from fedloom.adapters.config import LoraConfig
+from fedloom.aggregate.config import (
+    BulyanConfig,
+    FactorsConfig,
+    KrumConfig,
+    MeanConfig,
+    MultiKrumConfig,
+    ServerSgdConfig,
+    SlicesConfig,
+    SparseConfig,
+)
+from fedloom.algorithms.config import (
+    FedAvgConfig,
+    FedBuffConfig,
+    FedNovaConfig,
+    FedSwaConfig,
+    HetLoraConfig,
+    PFedMeConfig,
+)
+from fedloom.config.schema import Config
+
+Said: TypeAlias = Iterator[tuple[str, ...]]
+"""(what is wrong, the key it is said of, further keys it depends on)."""
+
+
+def space_and_algorithm(config: Config) -> Said:
+    """Pages that do algebra on the trained numbers, or bring their own geometry, take no other space."""
+    algorithm, space = config.algorithm, config.aggregate.space
+    if algorithm.spaces == "any" or isinstance(space, FactorsConfig):
+        return
+    why = "brings its own" if algorithm.spaces == "one" else "works on the trained numbers themselves"
+    yield (
+        f"is {space.name}, but {algorithm.name} {why}. Leave it out, or use algorithm=fedavg.",
+        "aggregate.space",
+        "algorithm",
+    )
+
+
+def rule_and_algorithm(config: Config) -> Said:
+    """A rule that was chosen to stand attacks must not be left out in silence; nor an attack that hits nobody."""
+    algorithm, aggregate = config.algorithm, config.aggregate
+    if not algorithm.server and not isinstance(aggregate.rule, MeanConfig):
+        text = f"is {aggregate.rule.name}, but {algorithm.name} combines replies by itself. Use algorithm=fedavg."
+        yield text, "aggregate.rule", "algorithm"
+    if algorithm.name == "centralized" and config.attack.name != "none":
+        yield f"is {config.attack.name}, but no client trains under centralized. Leave it out.", "attack", "algorithm"
+
+
+def without_effect(config: Config) -> list[str]:
+    """Settings the algorithm never looks at, in words: recipes are run with one algorithm after another."""
+    algorithm, aggregate, said = config.algorithm, config.aggregate, []
+    if not algorithm.server and aggregate.server_optimizer != ServerSgdConfig():
+        said.append(f"aggregate.server_optimizer has no effect: {algorithm.name} has a server step of its own")
+    if not algorithm.weighted and aggregate.weighting == "dataset":
+        said.append(f"aggregate.weighting has no effect: {algorithm.name} does not weight clients by their rows")
+    return said
+
+
+def lora_needed(config: Config) -> Said:
+    """Spaces that look inside LoRA pairs, and pages that do."""
+    if isinstance(config.adapter, LoraConfig):
+        return
+    kind = config.adapter.kind
+    if config.aggregate.space.lora:
+        text = f"is {config.aggregate.space.name}, which needs LoRA factors, but adapter.kind is {kind}."
+        yield text, "aggregate.space", "adapter"
+    if config.algorithm.spaces == "one" or config.algorithm.name == "dual":
+        yield (
+            f"is {config.algorithm.name}, which needs LoRA factors, but adapter.kind is {kind}.",
+            "algorithm",
+            "adapter",
+        )
+
+
+def mixed_ranks(config: Config) -> Said:
+    """Factors of different ranks cannot be averaged number by number."""
+    adapter = config.adapter
+    if not isinstance(adapter, LoraConfig) or not ranks_differ(config):
+        return
+    space, algorithm = config.aggregate.space, config.algorithm
+    where = "adapter.ranks" if adapter.ranks.name != "homogeneous" else "clients"
+    if not space.mixed and not isinstance(algorithm, HetLoraConfig):
+        text = (
+            f"gives clients different ranks, whose factors cannot be averaged by {algorithm.name} in space "
+            f"{space.name}. Use aggregate.space=products (FlexLoRA), slices (raFLoRA), stacked (FLoRA), or "
+            "algorithm=hetlora."
+        )
+        yield text, where, "aggregate.space", "algorithm"
+    if adapter.freeze != "none":
+        yield "gives clients different ranks, but adapter.freeze=A shares one first factor.", where, "adapter.freeze"
+    if adapter.scale != "shared" and (isinstance(algorithm, HetLoraConfig) or isinstance(space, SlicesConfig)):
+        name = algorithm.name if isinstance(algorithm, HetLoraConfig) else f"space {space.name}"
+        text = f"is {adapter.scale}, but {name} puts ranks of different clients side by side. Use adapter.scale=shared."
+        yield text, "adapter.scale", where, "aggregate.space", "algorithm"
+
+
+def ranks_differ(config: Config) -> bool:
+    """Whether any client may hold another rank than `adapter.rank`."""
+    adapter = config.adapter
+    if not isinstance(adapter, LoraConfig):
+        return False
+    return adapter.ranks.name != "homogeneous" or any(
+        one.rank is not None and one.rank != adapter.rank for one in config.clients.values()
+    )
+
+
+def number_by_number(config: Config) -> Said:
+    """The factors of a product turn freely (B G)(G^-1 A), so single numbers mean nothing there."""
+    space, rule, server = config.aggregate.space, config.aggregate.rule, config.aggregate.server_optimizer
+    if space.linear:
+        return
+    reason = f"but in space {space.name} the numbers of A and B have no meaning of their own"
+    if not isinstance(server, ServerSgdConfig):
+        text = f"is {server.name}, which works number by number, {reason}. Use sgd (with momentum, if you like)."
+        yield text, "aggregate.server_optimizer", "aggregate.space"
+    if space.name == "refactored" and isinstance(server, ServerSgdConfig) and server.momentum:
+        text = (
+            f"is {server.momentum:g}, but space refactored turns B's basis in every round, so old updates do not fit."
+        )
+        yield f"{text} Use 0.", "aggregate.server_optimizer.momentum", "aggregate.space"
+    if rule.coordinates:
+        text = f"is {rule.name}, which works number by number, {reason}. Use krum, multi_krum, norm_bound or "
+        yield f"{text}geometric_median.", "aggregate.rule", "aggregate.space"
+
+
+def frozen_factor(config: Config) -> Said:
+    """With A frozen there is no pair to look into."""
+    adapter = config.adapter
+    if not isinstance(adapter, LoraConfig) or adapter.freeze == "none":
+        return
+    if config.aggregate.space.lora or config.algorithm.spaces == "one" or config.algorithm.name == "dual":
+        what = config.aggregate.space.name if config.aggregate.space.lora else config.algorithm.name
+        yield f"is A, but {what} needs both factors. Leave it out.", "adapter.freeze", "aggregate.space", "algorithm"
+
+
+def sparse_stage(config: Config) -> Said:
+    """SLoRA's two halves stand in two sections."""
+    adapter, space = config.adapter, config.aggregate.space
+    if not isinstance(adapter, LoraConfig):
+        return
+    if isinstance(space, SparseConfig):
+        if adapter.sparse is None:
+            text = "is not given, but aggregate.space=sparse trains a sparse update first. Set it, for example to 0.01."
+            yield text, "adapter.sparse", "aggregate.space"
+        if space.rounds >= config.federation.rounds:
+            text = (
+                f"is {space.rounds}, but there are {config.federation.rounds} rounds: none would be left for LoRA. "
+                "Use fewer."
+            )
+            yield text, "aggregate.space.rounds", "federation.rounds"
+    elif adapter.sparse is not None:
+        text = f"is {adapter.sparse:g}, but only aggregate.space=sparse (SLoRA) knows what to do with it. Leave it out."
+        yield text, "adapter.sparse", "aggregate.space"
+
+
+def enough_replies(config: Config) -> Said:
+    """What a rule needs is known before anybody is asked, where the cohort is a number."""
+    from fedloom.config.checks import asked_clients
+
+    rule, asked = config.aggregate.rule, asked_clients(config)
+    if asked is None:
+        return
+    least = 1
+    if isinstance(rule, KrumConfig | MultiKrumConfig):
+        least = 2 * rule.f + 3
+    elif isinstance(rule, BulyanConfig):
+        least = 4 * rule.f + 3
+    if asked < least:
+        text = (
+            f"is {rule.name}, which needs {least} replies, but {asked} clients are asked. Ask more (federation.cohort)."
+        )
+        yield text, "aggregate.rule", "federation.cohort", "partition.clients"
+    elif isinstance(rule, MultiKrumConfig) and rule.m > asked - rule.f - 2:
+        text = f"is {rule.m}, but of {asked} replies at most {asked - rule.f - 2} are sure to be honest (n - f - 2)."
+        yield text, "aggregate.rule.m", "federation.cohort", "partition.clients"
+
+
+def numbers_of_pages(config: Config) -> Said:
+    """What single algorithms ask of other sections."""
+    from fedloom.config.checks import asked_clients
+
+    algorithm, asked = config.algorithm, asked_clients(config)
+    if isinstance(algorithm, FedBuffConfig) and asked is not None and algorithm.buffer > asked:
+        text = f"is {algorithm.buffer}, but only {asked} clients are at work at once (federation.cohort). Lower it."
+        yield text, "algorithm.buffer", "federation.cohort", "partition.clients"
+    if isinstance(algorithm, PFedMeConfig) and algorithm.lr * algorithm.lam > 1:
+        text = (
+            f"is {algorithm.lr:g}: times algorithm.lam={algorithm.lam:g} it is above 1 and would overshoot. Lower one."
+        )
+        yield text, "algorithm.lr", "algorithm.lam"
+    if isinstance(algorithm, FedSwaConfig) and algorithm.cycle is not None and algorithm.every == 1:
+        yield "is given, but a cycle of one round has no room to fall. Raise algorithm.every.", "algorithm.cycle"
+    momentum = config.local.optimizer.args.get("momentum", 0) if config.local.optimizer.name.lower() == "sgd" else 0
+    if isinstance(algorithm, FedNovaConfig) and algorithm.mu and momentum:
+        text = "is not 0 while clients use momentum: FedNova has a normalisation for each, not for both. Drop one."
+        yield text, "algorithm.mu", "local.optimizer"
+    if isinstance(algorithm, FedAvgConfig) and algorithm.keep_inner and config.aggregate.space.name != "factors":
+        text = (
+            f"is true, but in space {config.aggregate.space.name} clients do not go on from the numbers their "
+            "optimiser remembers. Use false."
+        )
+        yield text, "algorithm.keep_inner", "aggregate.space"
+
+
+METHODS: Final = (
+    space_and_algorithm,
+    rule_and_algorithm,
+    lora_needed,
+    mixed_ranks,
+    number_by_number,
+    frozen_factor,
+    sparse_stage,
+    enough_replies,
+    numbers_of_pages,
+)
