@@ -1,11 +1,14 @@
 """100,000 registered clients against 100, with the same cohort: round time, memory, commit and rewind.
 
-FedAvg, SCAFFOLD and Ditto through `Hub` and `Site`, client states of 100,000 numbers on disk (`OnDisk`). Training is a
-toy, a few vector operations, and rows are made when asked for, so that the federation's own cost is what is seen. Every
-registered client has a memory on disk from an earlier round; those about to be asked have a whole one. A round ends as
-in an experiment, with the commit of its checkpoint. Each row is a process of its own; the two sizes take turns.
+FedAvg, SCAFFOLD and Ditto through `Hub` and `Site`, client states of 100,000 numbers in files (`OnDisk`). Training is a
+toy, a few vector operations, and rows are made when asked for, so that the federation's own cost is what is seen.
+Everybody who will be asked has a memory from an earlier round. A round ends as in an experiment, with the commit of its
+checkpoint.
 
-Rewinds: `first` forgets what lies beyond a checkpoint when a run resumes, `later` repeats a round of a running one.
+Times: both federations in one process, a round of each in turn, so that other work on the machine meets both. Memory:
+each federation in a process of its own, largest resident size beyond the start. Rewinds, with a memory of every
+registered client: `first` forgets what lies beyond a checkpoint when a run resumes, `later` is a round that is tried
+again. That many files are laid where the kernel keeps files in memory (/dev/shm), if there is such a place.
 """
 
 import json
@@ -40,7 +43,7 @@ from fedloom.runtime.store import Memory, OnDisk, Store
 from fedloom.spaces.factors import Factors
 
 NUMBERS, COHORT, STEPS, ROUNDS, WARM, REPEATS = 100_000, 10, 5, 60, 5, 3
-SIZES = (100, 100_000)
+SIZES = FEW, MANY = 100, 100_000
 LAYOUT = Layout.of([Leaf("w", (NUMBERS,))])
 PAGES: dict[str, Callable[[], Any]] = {
     "fedavg": lambda: FedAvg(Factors(LAYOUT)),
@@ -52,83 +55,124 @@ KEPT = {"fedavg": "", "scaffold": "c", "ditto": "v"}
 
 
 def main() -> int:
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for _ in range(REPEATS):
-        for name in PAGES:
-            for clients in SIZES:
-                out = subprocess.check_output([sys.executable, __file__, name, str(clients)], text=True)
-                found.setdefault((name, clients), []).append(json.loads(out))
-                say(f"{name} {clients}: {found[name, clients][-1]}")
-    middle = {key: {part: median([run[part] for run in runs]) for part in runs[0]} for key, runs in found.items()}
-    rows = [
-        {"algorithm": name, "clients": n, **{part: round(value, 3) for part, value in values.items()}}
-        for (name, n), values in middle.items()
-    ]
-    few, many = SIZES
-    parts = ("round CPU ms", "round ms", "extra MiB", "peak MiB")
+    rows = []
+    for name in PAGES:
+        times = [run("times", name) for _ in range(REPEATS)]
+        memory = {n: [run("memory", name, n) for _ in range(REPEATS)] for n in SIZES}
+        for n in SIZES:
+            extra, peak = (median([found[part] for found in memory[n]]) for part in ("extra", "peak"))
+            rows.append(
+                {
+                    "algorithm": name, "clients": n,
+                    "round CPU ms": round(median([found[f"cpu {n}"] for found in times]), 2),
+                    "round ms": round(median([found[f"wall {n}"] for found in times]), 1),
+                    "commit ms": round(median([found[f"commit {n}"] for found in times]), 3),
+                    "extra MiB": round(extra, 1), "peak MiB": round(peak, 1),
+                }
+            )  # fmt: skip
+            say(str(rows[-1]))
     ratios = [
-        {"algorithm": name, **{part: round(middle[name, many][part] / middle[name, few][part], 3) for part in parts}}
-        for name in PAGES
-    ]
-    say(table(rows))
-    say(table(ratios))
+        {
+            "algorithm": few["algorithm"],
+            **{part: round(many[part] / few[part], 3) for part in ("round CPU ms", "round ms", "extra MiB", "peak MiB")},
+        }
+        for few, many in zip(rows[::2], rows[1::2], strict=True)
+    ]  # fmt: skip
+    rewinds = [{"clients with a memory": n, **run("rewinds", n)} for n in SIZES]
+    for shown in (rows, ratios, rewinds):
+        say(table(shown))
     setting = {"numbers": NUMBERS, "cohort": COHORT, "rounds": ROUNDS}
-    write("stateful", "python benchmarks/run.py stateful", {**setting, "rows": rows, "ratios": ratios})
+    result = {**setting, "rows": rows, "ratios": ratios, "rewinds": rewinds}
+    write("stateful", "python benchmarks/run.py stateful", result)
     return 0
 
 
-def measure(name: str, clients: int) -> dict[str, float]:
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        return rounds(name, clients, Path(folder))
-
-
-def rounds(name: str, clients: int, folder: Path) -> dict[str, float]:
-    page = PAGES[name]()
-    tasks, store = Tasks(page), Store(OnDisk(folder))
-    start = torch.zeros(NUMBERS)
-    remembered(folder, clients, name, asked(page, clients))
-    begun = resident("VmRSS")
-    with suppress(OSError):  # lets the kernel forget the peak so far
-        Path("/proc/self/clear_refs").write_text("5")
-    hub = federation(tasks, store, clients)
-    first = spent(lambda: hub.rewind(0))
-    state, cpu, wall, commits, later = page.init(start), list[float](), list[float](), list[float](), list[float]()
-    for r in range(WARM + ROUNDS):
-        cpu_begun, wall_begun = time.process_time(), time.perf_counter()
-        state = one_round(page, state, hub, 0)
-        hub.round += 1
-        commits.append(spent(lambda: hub.commit(max(hub.round - 1, 0), hub.round)))
-        cpu.append(time.process_time() - cpu_begun)
-        wall.append(time.perf_counter() - wall_begun)
-        if r % 10 == 9:
-            later.append(spent(lambda: hub.rewind(hub.round)))
-    peak = resident("VmHWM")
-    return {
-        "round CPU ms": median(cpu[WARM:]) * 1e3, "round ms": median(wall[WARM:]) * 1e3,
-        "commit ms": median(commits) * 1e3, "first rewind ms": first * 1e3, "later rewinds ms": median(later) * 1e3,
-        "start MiB": begun / 2**20, "extra MiB": (peak - begun) / 2**20, "peak MiB": peak / 2**20,
-    }  # fmt: skip
-
-
-def asked(page: Any, clients: int) -> set[ClientId]:
-    """Everybody the rounds are going to ask."""
-    hub, found = federation(Tasks(page), Store(OnDisk(Path("nowhere"))), clients), set[ClientId]()
-    for hub.round in range(WARM + ROUNDS):
-        found.update(hub.draw())
+def run(what: str, *arguments: object) -> dict[str, float]:
+    command = [sys.executable, __file__, what, *map(str, arguments)]
+    found: dict[str, float] = json.loads(subprocess.check_output(command, text=True))
     return found
 
 
-def remembered(folder: Path, clients: int, name: str, whole: set[ClientId]) -> None:
-    """A version 0 of every registered client; FedAvg's clients remember nothing, and have none."""
-    if not KEPT[name]:
-        return
-    shelf, small = OnDisk(folder), encode(Memory({"seen": 1}))
-    full = encode(Memory({KEPT[name]: torch.zeros(NUMBERS)}))
-    for client in range(clients):
+# -- what is measured
+
+
+def times(name: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        feds = {n: Running(name, n, Path(folder) / str(n)) for n in SIZES}
+        for r in range(WARM + ROUNDS):
+            for n in SIZES if r % 2 else SIZES[::-1]:
+                feds[n].go()
+    found = {}
+    for n, fed in feds.items():
+        found |= {
+            f"{part} {n}": median(values[WARM:]) * 1e3
+            for part, values in (("cpu", fed.cpu), ("wall", fed.wall), ("commit", fed.commits))
+        }
+    return found
+
+
+def memory(name: str, clients: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        begun = resident("VmRSS")
+        with suppress(OSError):  # lets the kernel forget the peak of the imports
+            Path("/proc/self/clear_refs").write_text("5")
+        fed = Running(name, int(clients), Path(folder))
+        for _ in range(WARM + ROUNDS):
+            fed.go()
+        peak = resident("VmHWM")
+    return {"extra": (peak - begun) / 2**20, "peak": peak / 2**20}
+
+
+def rewinds(clients: str) -> dict[str, float]:
+    place = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        remember(Path(folder), range(int(clients)), encode(Memory({"seen": 1})))
+        fed = Running("scaffold", int(clients), Path(folder))
+        first = spent(lambda: fed.hub.rewind(0))
+        later = []
+        for r in range(30):
+            fed.go(commits=r % 2 == 0)
+            later.append(spent(lambda: fed.hub.rewind(fed.hub.round - 1)))
+            fed.hub.round -= 1
+            fed.go()
+    return {"first rewind ms": round(first * 1e3, 1), "later rewinds ms": round(median(later) * 1e3, 2)}
+
+
+class Running:
+    """A federation, round by round."""
+
+    def __init__(self, name: str, clients: int, folder: Path) -> None:
+        self.page = PAGES[name]()
+        self.hub = federation(Tasks(self.page), Store(OnDisk(folder)), clients)
+        self.state = self.page.init(torch.zeros(NUMBERS))
+        self.cpu, self.wall, self.commits = list[float](), list[float](), list[float]()
+        if KEPT[name]:
+            asked = set[ClientId]()
+            for self.hub.round in range(WARM + ROUNDS):
+                asked.update(self.hub.draw())
+            self.hub.round = 0
+            remember(folder, sorted(asked), encode(Memory({KEPT[name]: torch.zeros(NUMBERS)})))
+
+    def go(self, commits: bool = True) -> None:
+        cpu, wall = time.process_time(), time.perf_counter()
+        self.state = one_round(self.page, self.state, self.hub, 0)
+        self.hub.round += 1
+        if commits:
+            self.commits.append(spent(lambda: self.hub.commit(self.hub.round - 1, self.hub.round)))
+        self.cpu.append(time.process_time() - cpu)
+        self.wall.append(time.perf_counter() - wall)
+
+
+def remember(folder: Path, clients: Sequence[ClientId], data: bytes) -> None:
+    """A version 0 of these clients' memories."""
+    shelf = OnDisk(folder)
+    for client in clients:
         file = shelf._file(client, 0)
-        file.parent.mkdir(parents=True)
-        file.write_bytes(full if client in whole else small)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+
+
+# -- the toy federation
 
 
 def federation(tasks: Tasks, store: Store, clients: int) -> Hub:
@@ -201,6 +245,8 @@ def resident(key: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+        torch.set_num_threads(1)
+        measures: dict[str, Callable[..., dict[str, float]]] = {"times": times, "memory": memory, "rewinds": rewinds}
+        print(json.dumps(measures[sys.argv[1]](*sys.argv[2:])))
     else:
         sys.exit(main())

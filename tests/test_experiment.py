@@ -259,7 +259,12 @@ def test_held_out_clients_are_evaluated_and_never_train(tmp_path: Path) -> None:
 
 def test_what_a_client_carries_and_its_rank_survive_a_kill(tmp_path: Path) -> None:
     """FLoRA with two sizes of clients: memories, carry and checkpoint, to the same bits; the export loads in peft."""
-    choice = ["algorithm=flora", "clients={'0-4': {rank: 1}}", "adapter.rank=2", "aggregate.server_optimizer.momentum=0"]
+    choice = [
+        "algorithm=flora",
+        "clients={'0-4': {rank: 1}}",
+        "adapter.rank=2",
+        "aggregate.server_optimizer.momentum=0",
+    ]
     whole = experiment.run(config(tmp_path / "whole", *choice))
 
     def in_round_three(events: Sequence[Event]) -> bool:
@@ -327,6 +332,7 @@ def test_what_is_exported_is_what_was_evaluated(tmp_path: Path, choice: list[str
 
 def test_a_refusal_to_resume_stays_readable(tmp_path: Path) -> None:
     """The page's settings tell it apart; every tensor of the model does not belong in a message."""
+
     def stop(event: Event) -> None:
         if isinstance(event, RoundFinished):
             raise KeyboardInterrupt

@@ -55,7 +55,11 @@ def test_what_the_algorithm_noted_has_columns_of_its_own(tmp_path):
     noted = [{"drift": 0.1 + 0.2, "aggregation_error": 1e-300, "staleness": 3.0}, {}, {"drift": 0.5}]
     record(tmp_path, [replace(FINISHED, round=i, figures=figures) for i, figures in enumerate(noted)])
     rows = read_csv(tmp_path / "rounds.csv")
-    assert [(row["drift"], row["aggregation_error"]) for row in rows] == [(0.1 + 0.2, 1e-300), (None, None), (0.5, None)]
+    assert [(row["drift"], row["aggregation_error"]) for row in rows] == [
+        (0.1 + 0.2, 1e-300),
+        (None, None),
+        (0.5, None),
+    ]
     assert list(rows[0])[-2:] == ["drift", "aggregation_error"]
     assert {"figures", "staleness"}.isdisjoint(rows[0])
 

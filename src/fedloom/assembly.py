@@ -15,7 +15,7 @@ from fedloom.adapters.lora import resized, scale
 from fedloom.adapters.ranks import Ranks
 from fedloom.algorithms import table
 from fedloom.algorithms.table import Setting
-from fedloom.config import Config, dump
+from fedloom.config import Config, dump, parse
 from fedloom.contracts import HOME, Algorithm, ClientId, Profile
 from fedloom.data.federated import ClientRows, FederatedData, build, build_rows
 from fedloom.data.rows import Row
@@ -163,7 +163,7 @@ class Parts:
         """The federation, on the runtime the recipe names."""
         link: Link
         if self.config.runtime.name == "loopback":
-            arguments = {"config": self.config.model_dump_json(), "store": str(store) if store else None}
+            arguments = {"config": dump(self.config), "store": str(store) if store else None}
             link = SecondProcess("fedloom.assembly:worker_site", arguments, self.marshal())
         else:
             link = InProcess(self.site(store))
@@ -218,7 +218,7 @@ class Parts:
 
 def worker_site(config: str, store: str | None) -> tuple[Site, Marshal]:
     """What the second process builds, from the recipe's text alone."""
-    parts = Parts(Config.model_validate_json(config))
+    parts = Parts(parse(config))
     return parts.site(Path(store) if store else None), parts.marshal()
 
 

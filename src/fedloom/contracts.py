@@ -326,6 +326,8 @@ class Client(Protocol):
 
 # -- the server's side --------------------------------------------------------------------------------------------
 
+Fits: TypeAlias = Callable[[ClientId, Any], str | None]
+"""(client, reply) -> why the reply cannot be combined with the others, such as the shape of a tensor; None: it can."""
 Task: TypeAlias = Callable[[Down, Client], Coroutine[Any, Any, Up]]
 
 
@@ -366,14 +368,24 @@ class Federation(Protocol):
         """What is known of a client."""
 
     def collect(
-        self, task: Task[Down, Up], down: Callable[[ClientId], Down], to: Sequence[ClientId], rule: Rules
+        self,
+        task: Task[Down, Up],
+        down: Callable[[ClientId], Down],
+        to: Sequence[ClientId],
+        rule: Rules,
+        fits: Fits | None = None,
     ) -> Got:
-        """Send `down` to each, run `task` there, combine the replies. The same as `send` then `receive` of all."""
+        """Send `down` to each, run `task` there, combine the replies. The same as `send` then `receive` of all.
+
+        A reply that does not fit is refused and counted as missing.
+        """
 
     def send(self, task: Task[Down, Up], down: Callable[[ClientId], Down], to: Sequence[ClientId]) -> None:
         """Begin tasks without waiting; work in flight belongs to the federation and its checkpoint."""
 
-    def receive(self, count: int, rule: Rules, weigh: Callable[[Any], float] | None = None) -> Got:
+    def receive(
+        self, count: int, rule: Rules, weigh: Callable[[Any], float] | None = None, fits: Fits | None = None
+    ) -> Got:
         """Wait for the next `count` replies; `weigh` (of a message) multiplies their weights."""
 
     def busy(self) -> frozenset[ClientId]:

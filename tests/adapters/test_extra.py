@@ -78,7 +78,7 @@ def test_each_module_gets_its_own(rigs, family):
         seen = {}
         hooks = [
             rig.adapted.module.get_submodule(f"base_model.model.{name}").register_forward_hook(
-                lambda m, args, out, name=name: seen.__setitem__(name, (args[0], out))
+                lambda m, args, out, name=name, seen=seen: seen.__setitem__(name, (args[0], out))
             )
             for name in modules
         ]
@@ -319,7 +319,7 @@ def test_factors_that_do_not_fit_are_refused_in_words(rigs, family, what):
     x, carry = rig.somewhere(), tiny.carried(rig.adapted, 3)
     rig.adapted.load(x)
     wanted = logits(rig.adapted.module)
-    with pytest.raises(ValueError, match="carr.* does not fit"):
+    with pytest.raises(ValueError, match=r"carr.* does not fit"):
         rig.adapted.load(x, carry=broken(carry, what))
     rig.adapted.load(x)  # and the next client notices nothing
     assert torch.equal(logits(rig.adapted.module), wanted)

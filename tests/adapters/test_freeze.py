@@ -131,7 +131,9 @@ def test_the_plain_loop_with_a_frozen_factor(folders, family):
     model = tiny.peft_model(
         folders[family], both.layout, whole(rig, both, x), r=4, lora_alpha=6, target_modules="all-linear"
     )
-    seconds = [model.get_submodule(f"base_model.model.{leaf.module}.lora_B.default").weight for leaf in rig.layout.leaves]
+    seconds = [
+        model.get_submodule(f"base_model.model.{leaf.module}.lora_B.default").weight for leaf in rig.layout.leaves
+    ]
     for p in model.parameters():
         p.requires_grad_(any(p is b for b in seconds))
     tiny.plain_descent(model, torch.optim.SGD(seconds, lr=1), BATCHES, LRS, 0.5)

@@ -1,6 +1,7 @@
 """Which client has which rank: published shares, named ones, and the largest of all."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_types_come_in_their_shares(name, seed):
 def test_neighbours_are_drawn_independently():
     """Of 20,000 pairs of neighbours a quarter is alike; standard deviation 61."""
     types = drawn(made(clients=20_001), 20_001)
-    alike = sum(left == right for left, right in zip(types[:-1], types[1:], strict=True))
+    alike = sum(left == right for left, right in pairwise(types))
     assert abs(alike - 5_000) < 5 * 62
 
 

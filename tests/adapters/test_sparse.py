@@ -45,7 +45,9 @@ def names(rig, plain):
 def sparse_point(rig, seed=0, size=0.3):
     """A point where the factors are at their start and the sparse updates are not zero."""
     sparse = names(rig, True)
-    values = size * torch.randn(len(rig.layout.take(rig.adapted.start, sparse)), generator=torch.Generator().manual_seed(seed))
+    values = size * torch.randn(
+        len(rig.layout.take(rig.adapted.start, sparse)), generator=torch.Generator().manual_seed(seed)
+    )
     return rig.layout.put(rig.adapted.start, sparse, values)
 
 
@@ -178,7 +180,9 @@ def test_an_update_of_zeros_is_not_computed(rigs, family, monkeypatch):
     dense = masks.dense
     monkeypatch.setattr(masks, "dense", lambda *given: calls.append(1) or dense(*given))
     factors = names(rig, False)
-    at_zero = rig.layout.put(rig.somewhere(), names(rig, True), 0 * rig.layout.take(rig.adapted.start, names(rig, True)))
+    at_zero = rig.layout.put(
+        rig.somewhere(), names(rig, True), 0 * rig.layout.take(rig.adapted.start, names(rig, True))
+    )
     rig.adapted.load(at_zero)
     logits(rig.adapted.module)
     rig.ask(rig.descend(at_zero, train=factors))
@@ -225,9 +229,7 @@ def test_only_masked_entries_ever_change_the_weight(folders, family):
     run = rig.ask(rig.descend(rig.adapted.start, train=names(rig, True), optimizer=ADAMW, lrs=[0.01] * 4))
     moved = rig.layout.take(run.y, names(rig, True))
     assert float((moved != 0).double().mean()) > 0.9
-    assert torch.equal(
-        rig.layout.take(run.y, names(rig, False)), rig.layout.take(rig.adapted.start, names(rig, False))
-    )
+    assert torch.equal(rig.layout.take(run.y, names(rig, False)), rig.layout.take(rig.adapted.start, names(rig, False)))
     rig.adapted.load(run.y)
     for name, extra in rig.adapted.extras.items():
         layer = rig.adapted.module.get_submodule(f"base_model.model.{name}")

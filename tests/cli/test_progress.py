@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from fedloom.cli import wording
-from fedloom.cli.progress import Bars, Lines, view
-from fedloom.events import RoundFinished
+from fedloom.cli.progress import Bars, Lines, drift, view
+from fedloom.events import RoundFinished, RunStarted
 
 
 @pytest.fixture
@@ -70,3 +70,56 @@ def test_numbers(metric, value, text):
 def test_a_round_without_a_step_has_no_loss_and_no_speed():
     event = RoundFinished(1, 0, 2, None, 0, 0, 0, 0, 1e-3, 0, 0, 0.0)
     assert wording.finished(event) == "no step taken  2 missing"
+
+
+def round_of(seconds=0.5, examples=160, **figures):
+    return RoundFinished(2, 1, 1, 1.0, examples, 1800, 16, 0, 1e-3, 100, 100, seconds, figures)
+
+
+@pytest.mark.parametrize(
+    "figures, text",
+    [
+        ({"drift": 2.8598}, "drift 2.9"),
+        ({"drift": 0.0}, "drift 0"),
+        ({"drift": 1234.5}, "drift 1234"),
+        ({"drift": float("inf")}, ""),
+        ({"drift": float("nan")}, ""),
+        ({"staleness": 1.0}, ""),
+    ],
+)
+def test_drift_is_short_and_left_out_where_it_says_nothing(figures, text):
+    assert drift(round_of(**figures)) == text
+
+
+def lines_of(event, rounds):
+    file = io.StringIO()
+    lines = Lines(Console(file=file, width=80))
+    lines(RunStarted("toy", "x", "fedavg", "nano", "reference", "cpu", "float32", 9, 1, 2, 2, rounds))
+    lines(event)
+    return file.getvalue().splitlines()[-1]
+
+
+def test_a_rounds_line_ends_with_its_drift():
+    assert lines_of(round_of(drift=2.86), 2) == "round   2/2  loss 1.000  320 ex/s  1 missing  drift 2.9"
+    assert lines_of(round_of(), 2) == "round   2/2  loss 1.000  320 ex/s  1 missing"
+
+
+def test_drift_gives_way_where_there_is_no_room():
+    long = lines_of(round_of(2e7, 10**24, drift=2.86), 10**9)
+    assert "drift" not in long
+    assert len(long) > 80 - len("  drift 2.9")
+
+
+def test_the_bar_shows_drift_while_it_fits(story):
+    """The note of the bar has 80 columns less what stands before it."""
+    file = io.StringIO()
+    with Bars(Console(file=file, force_terminal=True, width=80)) as bars:
+        bars(RunStarted("toy", "x", "fedavg", "nano", "reference", "cpu", "float32", 9, 1, 2, 2, 100))
+        bars(round_of(drift=2.86))
+        (short,) = (task.fields["note"] for task in bars._progress.tasks if task.description == "rounds")
+        bars._metric = "exact_match 30.0 %"
+        bars(round_of(4000.0, drift=2.86))
+        (full,) = (task.fields["note"] for task in bars._progress.tasks if task.description == "rounds")
+    assert short == "loss 1.000  320 ex/s  0:49 left  drift 2.9"
+    assert full.endswith(" left")
+    assert len(full) + len("rounds  ") + 10 + len(" 100/100 ") <= 80

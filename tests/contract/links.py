@@ -1,6 +1,10 @@
 """Links with faults: what a network does to replies."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from fedloom import rng
 from fedloom.contracts import ClientId, Missing
@@ -43,6 +47,30 @@ class Losing(Passing):
                 yield Reply(reply.dispatch, None, Missing("late", "it came after the deadline"), reply.summary, 0)
             else:
                 yield reply
+
+
+class Misshaping(Passing):
+    """One client's tensors come back with a number missing, as from another adapter."""
+
+    def __init__(self, inner: Link, client: ClientId) -> None:
+        super().__init__(inner)
+        self.client = client
+
+    def ask(self, dispatches: Sequence[Dispatch]) -> Iterator[Reply]:
+        for reply in self.inner.ask(dispatches):
+            wrong = reply.dispatch.client == self.client and reply.up is not None
+            yield replace(reply, up=cut(reply.up)) if wrong else reply
+
+
+def cut(up: Any) -> Any:
+    """The message with the last tensor of every field shortened."""
+    changed = {}
+    for name, value in vars(up).items():
+        if isinstance(value, Tensor):
+            changed[name] = value[:-1]
+        elif isinstance(value, tuple):
+            changed[name] = (*value[:-1], value[-1][:, :-1])
+    return replace(up, **changed)
 
 
 class Shuffling(Passing):

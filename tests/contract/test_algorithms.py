@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from contract.links import Losing, Shuffling, Watching
+from contract.links import Losing, Misshaping, Shuffling, Watching
 from fedloom import checkpoint
+from fedloom.algorithms.local import LocalOnly
 from fedloom.channel.codec import encode
 from fedloom.checkpoint import Checkpoint, Progress
 from fedloom.contracts import TooFewReplies
@@ -127,6 +128,22 @@ def test_a_nan_client_leaves_its_neighbours_alone(row: Row) -> None:
         return  # toy masks cannot lose a client after the exchange
     lost, two = run(row, wrap=lambda inner: Losing(inner, bad))
     assert poisoned == lost
+    assert memories(one) == memories(two)
+
+
+def test_a_reply_of_another_layout_is_refused(row: Row) -> None:
+    """It is counted as missing, and all else is as if it had never arrived."""
+    if "toy" in row.algorithm.__module__ or "pages" in row.algorithm.__module__ or row.algorithm.needs.pooled_data:
+        pytest.skip("a toy, or a worker of the server's own")
+    if isinstance(row.algorithm, LocalOnly):
+        pytest.skip("no tensor is sent")
+    seen = list[Event]()
+    cut, one = run(row, wrap=lambda inner: Misshaping(inner, 2), events=seen.append)
+    missing = [e for e in seen if isinstance(e, ReplyMissing)]
+    assert {(e.client, e.reason) for e in missing} == {(2, "refused")}
+    assert all("calls for" in e.detail for e in missing)
+    lost, two = run(row, wrap=lambda inner: Losing(inner, 2))
+    assert cut == lost
     assert memories(one) == memories(two)
 
 

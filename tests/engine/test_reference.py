@@ -510,7 +510,9 @@ def test_every_step_and_every_part_draws_anew(dropping):
     first = dropping.ask(dropping.descend(x, batches=[one], lrs=[0.1]))
     second = dropping.ask(dropping.descend(x, batches=[one, one], lrs=[0.0, 0.1]))  # at x as well, but in step 1
     assert distance(first.y, second.y) > 1e-5
-    twice = dropping.ask(dropping.descend(x, batches=[one * 2], lrs=[0.1], accumulate=2))  # equal masks would give `first`
+    twice = dropping.ask(
+        dropping.descend(x, batches=[one * 2], lrs=[0.1], accumulate=2)
+    )  # equal masks would give `first`
     assert distance(first.y, twice.y) > 1e-5
     side_by_side = dropping.ask(dropping.descend(x, batches=[one * 2], lrs=[0.1]))
     assert distance(first.y, side_by_side.y) > 1e-5
@@ -552,7 +554,9 @@ def test_nothing_is_dropped_outside_training(dropping):
         Probe([x, 2 * x], dropping.layout, BATCHES[0]),
     ):
         assert dropping.ask(request) == without.ask(request)
-    assert torch.equal(dropping.ask(Logits(x, dropping.layout, BATCHES[0])), without.ask(Logits(x, without.layout, BATCHES[0])))
+    assert torch.equal(
+        dropping.ask(Logits(x, dropping.layout, BATCHES[0])), without.ask(Logits(x, without.layout, BATCHES[0]))
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom"])
@@ -742,7 +746,9 @@ def test_a_filling_token_beyond_the_model_s_vocabulary(folders, rig, tmp_path):
         return
     assert other.tokenizer.pad_token_id == tiny.VOCAB
     assert torch.equal(other.ask(other.descend(x)).y, rig.ask(rig.descend(x)).y)
-    assert other.ask(Evaluate(x, other.layout, BATCHES[0], ("loss",), 4, 2)) == rig.ask(Evaluate(x, rig.layout, BATCHES[0], ("loss",), 4, 2))
+    assert other.ask(Evaluate(x, other.layout, BATCHES[0], ("loss",), 4, 2)) == rig.ask(
+        Evaluate(x, rig.layout, BATCHES[0], ("loss",), 4, 2)
+    )
     assert other.ask(Generate(x, other.layout, prompts, 2, 4)) == rig.ask(Generate(x, rig.layout, prompts, 2, 4))
 
 

@@ -1,7 +1,7 @@
 """Made-up runs in the format of a run folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def make_run(tmp_path) -> MakeRun:
-    """make(name, clients=["a", "b"], rounds=4, done=4, every=2, ...) -> the run's folder."""
+    """make(name, clients=["a", "b"], rounds=4, done=4, every=2, figures={"drift": [...]}, ...) -> the run's folder."""
 
     def make(
         name: str = "demo",
@@ -30,6 +30,7 @@ def make_run(tmp_path) -> MakeRun:
         config: dict | None = None,
         extra: Sequence[Event] = (),
         place: str = "",
+        figures: Mapping[str, Sequence[float]] | None = None,
     ) -> Path:
         folder = tmp_path / "runs" / place / name
         folder.mkdir(parents=True)
@@ -42,7 +43,8 @@ def make_run(tmp_path) -> MakeRun:
         if every is not None:
             events.append(evaluation(0, clients, names=names))
         for round in range(1, done + 1):
-            events.append(finished(round, len(clients)))
+            noted = {key: values[round - 1] for key, values in (figures or {}).items()}
+            events.append(finished(round, len(clients), figures=noted))
             if every is not None and round % every == 0:
                 events.append(evaluation(round, clients, names=names))
         if status is not None:

@@ -203,8 +203,8 @@ def test_steps_of_so_many_passes(rows, count, steps):
 
 def test_a_pass_sees_every_row_as_often():
     client = Make(rows=11)()
-    seen = sum(names(asked(client.descend(X, steps=client.passes(3))).batches), [])
-    assert sorted(seen) == sorted([f"row {i}" for i in range(11)] * 3)
+    batches = names(asked(client.descend(X, steps=client.passes(3))).batches)
+    assert sorted(name for batch in batches for name in batch) == sorted([f"row {i}" for i in range(11)] * 3)
 
 
 def test_a_client_without_rows_can_be_asked_for_its_passes():

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedloom import rng
+from fedloom import masks, rng
 from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Model, Profile, Trained
 from fedloom.engine.config import LocalConfig, OptimizerConfig
 from fedloom.engine.requests import Descend, Evaluate, Logits, Probe
@@ -35,14 +35,19 @@ class Row(NamedTuple):
     b: Tensor
 
 
-def lora(rank: int, transposed: bool = False, scale: float | None = None) -> Layout:
-    """One LoRA pair of a SIDE x SIDE matrix (stored the other way round, as GPT-2's Conv1D does), and a bias."""
+def lora(rank: int, transposed: bool = False, scale: float | None = None, density: float | None = None) -> Layout:
+    """One LoRA pair of a SIDE x SIDE matrix (stored the other way round, as GPT-2's Conv1D does), and a bias.
+
+    With a density, a sparse update stands beside the pair.
+    """
     common: Any = {"module": "w", "scale": 2.0 / rank if scale is None else scale, "transposed": transposed}
+    sparse = [] if density is None else [Leaf("w.S", (len(masks.entries(0, "w", SIDE, SIDE, density)),), module="w")]
     return Layout.of(
         [
             Leaf("w.A", (rank, SIDE), factor="A", **common),
             Leaf("bias", (1,)),
             Leaf("w.B", (SIDE, rank), factor="B", **common),
+            *sparse,
         ]
     )
 
@@ -56,6 +61,9 @@ def weights(x: Tensor, layout: Layout, carry: Sequence[Tensor] = ()) -> Tensor:
     w = pair.scale * views["w.B"] @ views["w.A"]
     if carry:
         w = w + carry[0] @ carry[1]
+    if "w.S" in views:
+        density = len(views["w.S"]) / SIZE
+        w = w + masks.dense(views["w.S"], masks.entries(0, "w", SIDE, SIDE, density), SIDE, SIDE)
     return (w.T if pair.transposed else w).reshape(-1) + views["bias"]
 
 
@@ -180,6 +188,8 @@ class World:
     transposed: bool = False
     scale: float | None = None
     """Of all ranks; None: 2 / rank."""
+    density: float | None = None
+    """Of a sparse update beside the pair."""
     unequal: bool = True
     min_replies: int = 1
     nan: int | None = None
@@ -191,7 +201,7 @@ class World:
         if not self.ranks:
             return PLAIN
         rank = self.ranks[client % len(self.ranks)] if client >= 0 else max(self.ranks)
-        return lora(rank, self.transposed, self.scale)
+        return lora(rank, self.transposed, self.scale, self.density)
 
     def profile(self, client: ClientId) -> Profile:
         return Profile(client, f"client-{client}", self.layout(client), speed=1.0 / (1 + 0.7 * max(client, 0)))

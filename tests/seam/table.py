@@ -44,6 +44,7 @@ def made(world: World, algorithm: dict[str, Any] | str, learns: bool = True, lea
     chosen: Any = TypeAdapter(AlgorithmConfig).validate_python(section)
     setting = Setting(
         layout=world.layout(-1), seed=world.seed, rounds=10, cohort=2, lr=0.05, levels=tuple(sorted(set(world.ranks))),
+        density=world.density,
     )  # fmt: skip
     page = build(chosen, AggregateConfig.model_validate(aggregate), setting)
     return Row(page, world, learns=learns, least=least)
@@ -87,6 +88,9 @@ def rows() -> dict[str, Row]:
         "fedex": made(PAIR, "fedavg", space={"name": "residual"}, server_optimizer={"name": "sgd", "momentum": 0.3}),
         "fedex-conv1d": made(replace(PAIR, transposed=True), "fedavg", space={"name": "residual"}),
         "fedsvd": made(PAIR, "fedavg", space={"name": "refactored"}),
+        "slora": made(
+            replace(PAIR, density=5 / 9), "fedavg", space={"name": "sparse", "rounds": 3, "residual": "carry"}
+        ),
         "hetlora": made(SHARED_SCALE, {"name": "hetlora", "gamma": 0.6}),
         "lora_a2": made(PAIR, {"name": "lora_a2", "rank": 1, "ratio": 1.0}),
         "median": made(World(), "fedavg", rule={"name": "median"}),

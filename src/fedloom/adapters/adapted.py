@@ -110,7 +110,7 @@ class Adapted:
         if layout.names != self.layout.names or layout.size > len(self._values):
             raise ValueError(
                 f"a layout of {len(layout.leaves)} tensors and {layout.size} numbers does not fit a model made for "
-                f"{len(self.layout.leaves)} and {len(self._values)}; names and their order must agree, ranks may be smaller"
+                f"{len(self.layout.leaves)} and {len(self._values)}; names and order must agree, ranks may be smaller"
             )
         self.w, self.g = self._values[: layout.size], self._gradients[: layout.size]
         for leaf, tensor in zip(layout.leaves, self.tensors, strict=True):

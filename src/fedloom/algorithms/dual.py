@@ -3,8 +3,8 @@ Dual-Personalizing Adapter for Federated Foundation Models, https://arxiv.org/ab
 
 Notation: x the shared adapter, v a client's private one, both [P] of the client's layout; their products are added. In
 a round v is trained on top of the product of the x that was received, and stays; then x is trained on top of the new
-v's product and sent as in FedAvg. Each of them is frozen meanwhile. The paper also weighs the two products for every single text;
-here both count fully. Leaves that are no LoRA factors belong to x.
+v's product and sent as in FedAvg. Each of them is frozen meanwhile. The paper also weighs the two products for every
+single text; here both count fully. Leaves that are no LoRA factors belong to x.
 """
 
 from dataclasses import dataclass, replace

@@ -12,12 +12,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedloom.aggregate.combine import combine
 from fedloom.aggregate.robust import Guard
 from fedloom.aggregate.server import Momenta, ServerOptimizer, ServerSgd
-from fedloom.contracts import Carry, Client, Federation, Message, Model, Needs, Rule, Space, Term, Trained, Weighted
+from fedloom.algorithms.fitting import misfit
+from fedloom.contracts import (
+    Carry,
+    Client,
+    Federation,
+    Fits,
+    Message,
+    Model,
+    Needs,
+    Rule,
+    Space,
+    Term,
+    Trained,
+    Weighted,
+)
 from fedloom.params import Params
 from fedloom.spaces.measure import Measured, Sketch
 
@@ -76,7 +91,8 @@ class FedAvg:
         def down(client: int) -> Start:
             return Start(self.space.lower(s.x, fed.profile(client).layout), s.carry, fed.round)
 
-        got = fed.collect(self.local, down, fed.cohort(), {"y": self.rule(point, phase, sketch)})
+        rules = {"y": self.rule(point, phase, sketch)}
+        got = fed.collect(self.local, down, fed.cohort(), rules, self.fits(fed, phase))
         term, memory = self.server.step(point, got.value.y, s.memory[phase])
         x, carry = self.space.close(s.x, s.carry, term, fed.round)
         mean = (x, carry) if self.server.plain else self.space.close(s.x, s.carry, got.value.y, fed.round)
@@ -85,6 +101,24 @@ class FedAvg:
             aggregation_error=sketch.error(self.standing(*mean, s.carry, phase)),
         )
         return State(x, carry, (*s.memory[:phase], memory, *s.memory[phase + 1 :]))
+
+    def fits(self, fed: Federation, phase: int) -> Fits:
+        """Whether a reply looks as a client of that layout's should."""
+
+        known: dict[int, list[tuple[int, ...]]] = {}
+
+        def fits(client: int, up: Result) -> str | None:
+            layout = fed.profile(client).layout
+            if id(layout) not in known:
+                blank = torch.empty(layout.size, device="meta")
+                known[id(layout)] = [tuple(part.shape) for part in parts(self.space.lift(blank, layout, phase))]
+            wanted, found = known[id(layout)], parts(up.y)
+            if len(found) != len(wanted):
+                return f"it holds {len(found)} tensors, its adapter calls for {len(wanted)}"
+            wrong = (misfit("y", one, shape) for one, shape in zip(found, wanted, strict=True))
+            return next((why for why in wrong if why is not None), None)
+
+        return fits
 
     def rule(self, point: Term, phase: int, sketch: Sketch) -> Rule:
         """How this round's replies are combined: by the space's rule, guarded and watched."""
@@ -138,6 +172,11 @@ class FedAvg:
 
 
 INNER = "inner "
+
+
+def parts(term: Term) -> tuple[Tensor, ...]:
+    """The tensors of a term."""
+    return (term,) if isinstance(term, Tensor) else term
 
 
 def same(term: Term) -> Term:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedloom.aggregate.rules import Gather, Mean
-from fedloom.contracts import Client, Federation, Message, Model, Needs
+from fedloom.algorithms.fitting import vectors
+from fedloom.contracts import Client, Federation, Message, Model, Needs, Rule
 from fedloom.params import Params
 
 
@@ -75,11 +76,12 @@ class FedBuff:
             age = s.t - up.t
             return 0.0 if self.too_old(age) else up.n * (1 + age) ** -self.exponent
 
+        rules: dict[str, Rule] = {"dy": Mean(over=1.0), "t": Gather(), "n": Gather()}
         total: Tensor | float = 0.0
         ages: list[int] = []
         counted, wanted = 0.0, self.buffer
         while wanted:
-            got = fed.receive(wanted, {"dy": Mean(over=1.0), "t": Gather(), "n": Gather()}, weigh).value
+            got = fed.receive(wanted, rules, weigh, vectors({"dy": len(s.x)})).value
             came = [(s.t - t, n) for (t, _), (n, _) in zip(got.t, got.n, strict=True)]
             total = total + got.dy
             counted += sum(n for age, n in came if not self.too_old(age))

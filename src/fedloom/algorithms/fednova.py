@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedloom.aggregate.rules import Mean
 from fedloom.aggregate.server import Momenta, ServerSgd
+from fedloom.algorithms.fitting import vectors
 from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs, Weighted
 from fedloom.params import Params
 
@@ -74,7 +75,7 @@ class FedNova:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean())
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(), vectors({"d": len(s.x)}))
         moved = s.x + got.value.tau * got.value.d
         x, memory = self.server.step(s.x, moved, s.memory)
         assert isinstance(x, Tensor)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedloom.aggregate.rules import Mean
 from fedloom.aggregate.server import Momenta, ServerOptimizer, ServerSgd
+from fedloom.algorithms.fitting import vectors
 from fedloom.contracts import Client, Federation, Message, Model, Needs, Weighted
 from fedloom.params import Layout, Params
 
@@ -74,8 +75,9 @@ class Split:
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server: the shared leaves follow their mean."""
         names = self.shared(self.layout)
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean())
-        term, memory = self.server.step(self.layout.take(s.x, names), got.value.shared, s.memory)
+        shared = self.layout.take(s.x, names)
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(), vectors({"shared": shared.numel()}))
+        term, memory = self.server.step(shared, got.value.shared, s.memory)
         assert isinstance(term, Tensor)  # a vector goes in
         return State(self.layout.put(s.x, names, term), memory)
 

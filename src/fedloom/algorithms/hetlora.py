@@ -19,9 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedloom import lowrank
 from fedloom.aggregate.rules import Mean
 from fedloom.aggregate.terms import norm
-from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs, Rule
+from fedloom.algorithms.fitting import misfit
+from fedloom.contracts import Client, ClientFailed, ClientId, Federation, Message, Model, Needs, Rule
 from fedloom.lowrank import leading, matched, pairs, vector
 from fedloom.lowrank import plain_vector as plain
 from fedloom.params import Layout, Params
@@ -149,9 +151,24 @@ class HetLora:
             return Start(self.lower(s.x, fed.profile(client).layout))
 
         rules: dict[str, Rule] = {"y": ByNorm(self.layout), "rank": Mean(uniform=True)}
-        got = fed.collect(self.local, down, fed.cohort(), rules)
+        got = fed.collect(self.local, down, fed.cohort(), rules, self.fits)
         fed.note(rank=got.value.rank)
         return State(got.value.y)
+
+    def fits(self, client: ClientId, up: Result) -> str | None:
+        """Whether a reply's factors can be padded."""
+        if len(up.y) != 1 + 2 * len(pairs(self.layout)):
+            return f"it holds {len(up.y)} tensors, {1 + 2 * len(pairs(self.layout))} are called for"
+        for pair, b, a in zip(pairs(self.layout), up.y[1::2], up.y[2::2], strict=True):
+            if b.dim() != 2 or b.shape[1] > pair.rank:
+                return f"B of {pair.module} is of shape {tuple(b.shape)}, at most {pair.b.shape} fits"
+            sides = ("B", b, (pair.outputs, b.shape[1])), ("A", a, (b.shape[1], pair.inputs))
+            for name, value, wanted in sides:
+                why = misfit(f"{name} of {pair.module}", value, wanted)
+                if why is not None:
+                    return why
+        others = sum(leaf.size for leaf in lowrank.plain(self.layout))
+        return misfit("the plain part", up.y[0], (others,))
 
     def model(self, s: State) -> Model:
         """The shared weights, at the largest rank."""

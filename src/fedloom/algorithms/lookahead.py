@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fedloom.aggregate.rules import Mean
+from fedloom.algorithms.fitting import vectors
 from fedloom.contracts import Client, Federation, Message, Model, Needs
 from fedloom.params import Params
 
@@ -53,7 +54,7 @@ class Lookahead:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(uniform=True))
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(uniform=True), vectors({"y": len(s.x)}))
         return State(torch.lerp(s.x, got.value.y, self.alpha))
 
     def model(self, s: State) -> Model:

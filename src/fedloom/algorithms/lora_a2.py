@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedloom.aggregate.rules import Mean
+from fedloom.algorithms.fitting import vectors
 from fedloom.contracts import Client, ClientFailed, ClientId, Federation, Message, Model, Needs, Weighted
 from fedloom.lowrank import pairs
 from fedloom.params import Layout, Params
@@ -87,9 +88,10 @@ class LoraA2:
             rank = self.rank if self.budget is None else self.budget(client)
             return Start(s.x, turn, rank * len(pairs(self.layout)))
 
-        got = fed.collect(self.local, down, fed.cohort(), Mean())
         names = trained(self.layout, turn)
-        return State(self.layout.put(s.x, names, self.layout.take(s.x, names) + got.value.delta))
+        before = self.layout.take(s.x, names)
+        got = fed.collect(self.local, down, fed.cohort(), Mean(), vectors({"delta": before.numel()}))
+        return State(self.layout.put(s.x, names, before + got.value.delta))
 
     def model(self, s: State) -> Model:
         """The shared weights."""

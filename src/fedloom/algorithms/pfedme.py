@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fedloom.aggregate.rules import Mean
+from fedloom.algorithms.fitting import vectors
 from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs
 from fedloom.params import Params
 
@@ -71,7 +72,7 @@ class PFedMe:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(uniform=True))
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(uniform=True), vectors({"w": len(s.x)}))
         return State(torch.lerp(s.x, got.value.w, self.beta))  # exactly the mean at beta = 1
 
     def model(self, s: State) -> Model:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedloom.aggregate.rules import Mean
+from fedloom.algorithms.fitting import vectors
 from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs, Trained
 from fedloom.params import Params
 
@@ -66,7 +67,8 @@ class Scaffold:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
-        got = fed.collect(self.local, lambda _: Start(s.x, s.c), fed.cohort(), Mean(uniform=True))
+        fits = vectors({"y": len(s.x), "dc": len(s.x)})
+        got = fed.collect(self.local, lambda _: Start(s.x, s.c), fed.cohort(), Mean(uniform=True), fits)
         share = len(got.clients) / len(fed.clients)
         return State(torch.lerp(s.x, got.value.y, self.server_lr), s.c + share * got.value.dc)
 

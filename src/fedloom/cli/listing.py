@@ -138,9 +138,9 @@ def _optimizers() -> Pairs:
 def _ranks() -> Pairs:
     from fedloom.adapters.ranks import MIXTURES
 
-    types = ("small", "large", "large, attention medium", "medium")
+    types = ("small", "large", "medium in attention and large elsewhere", "medium")
     shown = [
-        (name, ", ".join(f"{share:.4g} {one}" for share, one in zip(shares, types, strict=True)))
+        (name, "; ".join(f"{100 * share:.4g} % {one}" for share, one in zip(shares, types, strict=True)))
         for name, shares in MIXTURES.items()
     ]
     return [("homogeneous", "adapter.rank for every client"), *shown]

@@ -30,7 +30,6 @@ from fedloom.events import (
     record,
 )
 
-
 WIDTH: Final = 80
 _BEFORE_NOTE: Final = len("rounds ") + 1 + 10 + 1 + len("/") + 1
 """Columns of a bar's line before its note, but for the two numbers of rounds."""

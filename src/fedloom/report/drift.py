@@ -4,6 +4,7 @@ The figures are those of fedloom.spaces.measure: drift is the spread of the clie
 way that mean went; the aggregation error is the distance of the result from the mean of products, as a share of it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -75,10 +76,10 @@ def several(runs: Sequence[Facts]) -> list[Picture]:
 
 
 def noted(facts: Facts) -> list[Picture]:
-    """Whatever else the algorithm noted, a chart each."""
+    """Whatever else the algorithm noted, a chart each; what was 0 throughout is left out."""
     found = []
     for name, curve in facts.figures.items():
-        if name not in ("drift", "aggregation_error"):
+        if name not in ("drift", "aggregation_error") and any(y for _, y in curve):
             title, caption = _NOTED.get(name, (name.replace("_", " "), "As noted by the algorithm."))
             found.append(_picture(title, [Line(name, curve, COLOURS[0])], False, caption))
     return found
@@ -122,8 +123,8 @@ def _listed(lines: Sequence[Line], told: Callable[[float], str]) -> str:
 
 
 def _picture(title: str, lines: Sequence[Line], share: bool, caption: str) -> Picture:
-    """Curves over rounds; the scale is logarithmic where values differ much, else it begins at 0."""
-    floor = ROUNDING if share else 0.0
+    """Curves over rounds; the scale is logarithmic where values differ much, else it holds 0."""
+    floor = ROUNDING if share else -math.inf
     shown = [
         Line(line.label, tuple((x, max(y, floor)) for x, y in line.points), line.colour, line.style) for line in lines
     ]
@@ -139,8 +140,8 @@ def _picture(title: str, lines: Sequence[Line], share: bool, caption: str) -> Pi
         if wide:
             axes.set_yscale("log", subs=[])
         else:
-            axes.set_ylim(0, 1.08 * max(values) or 1.0)
-        axes.yaxis.set_major_formatter(lambda y, _: words.share(y) if share else f"{y:g}")
+            axes.set_ylim(min(0.0, 1.08 * min(values)), 1.08 * max(0.0, *values) or 1.0)
+        axes.yaxis.set_major_formatter(lambda y, _: words.share(y) if share else f"{y:g}".replace("-", "−"))
 
     described = " ".join([f"{title}, over rounds.", caption, "The scale is logarithmic." if wide else ""]).strip()
     at_bottom = share and wide and min(values) == floor

@@ -35,12 +35,14 @@ def name(config: Mapping[str, Any]) -> str | None:
     """What the method is called: that of a preset whose settings all hold, else the algorithm's; None if unknown."""
     from fedloom.config.presets import PRESETS
 
-    settings = _settings(config)
+    settings, found = _settings(config), dict[str, int]()
     for preset, one in PRESETS.items():
         made_of = {**one.fixed, **one.start}
         special = any(_PLAIN.get(key) != value for key, value in made_of.items())
         if special and all(settings.get(key) == value for key, value in made_of.items()):
-            return preset
+            found[preset] = len(made_of)
+    if found:  # of several that hold, the one that says most: diloco is more than fedavgm
+        return max(found, key=lambda preset: found[preset])
     return config.get("algorithm", {}).get("name")
 
 

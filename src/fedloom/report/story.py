@@ -187,7 +187,12 @@ def _rounds_tile(facts: Facts) -> Tile:
 
 def _clients_tile(facts: Facts) -> Tile:
     cohort = facts.started.get("cohort")
-    note = "" if cohort is None else "all in every round" if cohort >= facts.client_count else f"{cohort:,} in a round"
+    if cohort is None:
+        note = ""
+    elif facts.started.get("algorithm") == "fedbuff":  # nobody waits: a round counts those who come first
+        note = f"{cohort:,} at work at once"
+    else:
+        note = "all in every round" if cohort >= facts.client_count else f"{cohort:,} in a round"
     return Tile("Clients", f"{facts.client_count:,}", note)
 
 

@@ -18,6 +18,7 @@ from fedloom.channel.codec import decode, encode
 from fedloom.contracts import (
     HOME,
     ClientId,
+    Fits,
     Got,
     Message,
     Missing,
@@ -142,7 +143,12 @@ class Hub:
         self.traffic.figures.update({name: value for name, value in numbers.items() if math.isfinite(value)})
 
     def collect(
-        self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules
+        self,
+        task: Task[Any, Any],
+        down: Callable[[ClientId], Message],
+        to: Sequence[ClientId],
+        rule: Rules,
+        fits: Fits | None = None,
     ) -> Got:
         """Send `down` to each, run `task` there, combine the replies.
 
@@ -151,13 +157,14 @@ class Hub:
             down: the message for each client.
             to: who is asked.
             rule: one for all fields, or one for each.
+            fits: says of a reply why it cannot be combined, or None.
 
         Raises:
             TooFewReplies: fewer than `federation.min_replies`; the round must be tried again.
         """
         dispatches = self._dispatches(task, down, to)
         self._round_begins(dispatches)
-        return self._receive(dispatches, rule, None, self.round + 1, self._min_replies)
+        return self._receive(dispatches, rule, None, self.round + 1, self._min_replies, fits)
 
     def survey(
         self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules
@@ -177,12 +184,16 @@ class Hub:
             due = self._clock + 1.0 / self.profile(dispatch.client).speed
             heapq.heappush(self._flight, _InFlight(due, dispatch.client, dispatch))
 
-    def receive(self, count: int, rule: Rules, weigh: Callable[[Any], float] | None = None) -> Got:
+    def receive(
+        self, count: int, rule: Rules, weigh: Callable[[Any], float] | None = None, fits: Fits | None = None
+    ) -> Got:
         """The next `count` replies in virtual time."""
         ready = [heapq.heappop(self._flight) for _ in range(min(count, len(self._flight)))]
         if ready:
             self._clock = max(flying.due for flying in ready)
-        return self._receive([flying.dispatch for flying in ready], rule, weigh, self.round + 1, self._min_replies)
+        return self._receive(
+            [flying.dispatch for flying in ready], rule, weigh, self.round + 1, self._min_replies, fits
+        )
 
     def busy(self) -> frozenset[ClientId]:
         """Clients with work in flight."""
@@ -266,6 +277,7 @@ class Hub:
         weigh: Callable[[Any], float] | None,
         round: int,
         quorum: int,
+        fits: Fits | None = None,
     ) -> Got:
         """Combine the replies to these; `round` (from 1) is the one they count in, 0 to that many rounds behind us."""
         dispatches = sorted(ready, key=lambda d: d.client)
@@ -274,7 +286,7 @@ class Hub:
         sizes = Sizes()
         self.traffic.bytes_down += sum(sizes(dispatch.down) for dispatch in dispatches)
         for reply in self._in_order(dispatches):
-            why = self._add(fold, reply)
+            why = self._add(fold, reply, fits)
             self._link(reply.dispatch.client).settle(reply.dispatch.client, round, why is None)
             self._note(reply, why, round)
             if why is not None:
@@ -288,7 +300,7 @@ class Hub:
             raise TooFewReplies(len(fold.clients), wanted, missing)
         return fold.got(missing)
 
-    def _add(self, fold: Fold, reply: Reply) -> Missing | None:
+    def _add(self, fold: Fold, reply: Reply, fits: Fits | None) -> Missing | None:
         """Count a reply, or say why not."""
         if reply.up is None:
             return reply.missing
@@ -297,6 +309,9 @@ class Hub:
             up = reply.up
             for stage in reversed(self._stages):
                 up = stage.incoming(up)
+            misfit = fits(reply.dispatch.client, up) if fits is not None else None
+            if misfit is not None:
+                return Missing("refused", misfit)
             fold.add(reply.dispatch.client, up)
         return why
 

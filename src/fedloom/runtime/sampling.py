@@ -32,6 +32,8 @@ Sizes: TypeAlias = Mapping[ClientId, int] | Callable[[ClientId], int]
 """Training rows of each client."""
 
 HEADER: Final = ["round", "client"]
+MANY: Final = 10_000
+"""Of more clients than this a small share is drawn without permuting all of them."""
 _SHOWN: Final = 10  # names in a message
 
 
@@ -51,11 +53,16 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every client with the same chance, without replacement."""
+    """Every client with the same chance, without replacement.
+
+    The first of a permutation; a small share of very many clients is drawn without permuting them all.
+    """
 
     def draw(self, clients: Sequence[ClientId], count: int, key: int, round: int) -> list[ClientId]:
         """See `Sampler.draw`."""
-        order = rng.numbers(key).permutation(len(clients))[:count]
+        numbers, total = rng.numbers(key), len(clients)
+        few = total > MANY and count < total // 50  # where numpy's `choice` has a quick way
+        order = numbers.choice(total, count, replace=False) if few else numbers.permutation(total)[:count]
         return sorted(clients[i] for i in order.tolist())
 
 

@@ -118,6 +118,10 @@ class Store:
         self.shelf = shelf
         self.safe: tuple[int, ...] = (0,)
         """Rounds whose checkpoints are on disk: any of them may be asked for again."""
+        self._settled: int | None = None
+        """Nobody but those of `_recent` has a version after this round; None: the shelf was not looked through yet."""
+        self._recent: dict[ClientId, int] = {}
+        """Who was written to since then, and in which round last."""
 
     def open(self, client: ClientId) -> "PendingState":
         """The client's memory as a task sees it now; what it writes is pending."""
@@ -127,19 +131,29 @@ class Store:
     def keep(self, client: ClientId, round: int, state: "PendingState") -> None:
         """The reply counted in `round` (from 1): what was written becomes that version."""
         if state.written:
+            self._recent[client] = round
             self.shelf.write(client, round, Memory({**state.memory.entries, **state.written}))
             self._prune(client, round)
 
     def commit(self, *rounds: int) -> None:
         """The checkpoints on disk are those of `rounds`."""
         self.safe = rounds
+        newest = max(rounds, default=0)
+        if self._settled is not None and newest > self._settled:
+            self._settled = newest
+            self._recent = {client: version for client, version in self._recent.items() if version > newest}
 
     def rewind(self, round: int) -> None:
-        """Forget every version after `round`: a round is tried again, or a run resumes from its checkpoint."""
-        for client in self.shelf.clients():
+        """Forget every version after `round`: a round is tried again, or a run resumes from its checkpoint.
+
+        The first time everybody's versions are looked at, later only those of clients written to in the meantime.
+        """
+        known = self._settled is not None and round >= self._settled
+        for client in sorted(self._recent) if known else self.shelf.clients():
             for version in self.shelf.rounds(client):
                 if version > round:
                     self.shelf.drop(client, version)
+        self._settled, self._recent = round, {}
 
     def _prune(self, client: ClientId, round: int) -> None:
         """Drop what no crash and no repeated round can ask for again."""
