@@ -48,7 +48,7 @@ class Leaf:
         return prod(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layout:
     """The leaves of a flat vector, in order, without gaps."""
 
@@ -72,6 +72,10 @@ class Layout:
             placed.append(replace(leaf, offset=offset))
             offset += leaf.size
         return cls(tuple(placed))
+
+    def __repr__(self) -> str:
+        """Short: it stands in messages and in what a run folder says of itself."""
+        return f"Layout({len(self.leaves)} tensors, {self.size} numbers, {self.fingerprint})"
 
     @cached_property
     def size(self) -> int:

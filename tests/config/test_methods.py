@@ -92,4 +92,4 @@ def test_settings_without_effect_are_told_and_harmless(tmp_path):
     assert said == ["aggregate.server_optimizer has no effect: scaffold has a server step of its own"]
     assert without_effect(loaded(tmp_path, "{algorithm: fedavg, aggregate: {server_optimizer: {momentum: 0.9}}}")) == []
     weighted = "{algorithm: lookahead, aggregate: {weighting: dataset}}"
-    assert "lookahead does not weight" in without_effect(loaded(tmp_path, weighted))[0]
+    assert "lookahead counts all clients alike" in without_effect(loaded(tmp_path, weighted))[0]

@@ -96,8 +96,9 @@ def test_the_state_is_plain_tensors_that_a_memory_can_hold(rig):
     run = rig.ask(rig.descend(rig.somewhere(), optimizer=OPTIMIZERS["adamw"], inner={}))
     assert len(run.inner) == 3 * len(rig.layout.leaves)
     for i, leaf in enumerate(rig.layout.leaves):
-        assert tuple(run.inner[f"{i} exp_avg"].shape) == tuple(run.inner[f"{i} exp_avg_sq"].shape) == leaf.shape
-        assert float(run.inner[f"{i} step"]) == 4
+        key = f"AdamW {i} {leaf.shape[0]}x{leaf.shape[1]}"
+        assert tuple(run.inner[f"{key} exp_avg"].shape) == tuple(run.inner[f"{key} exp_avg_sq"].shape) == leaf.shape
+        assert float(run.inner[f"{key} step"]) == 4
     assert all(type(value) is torch.Tensor and value.device.type == "cpu" for value in run.inner.values())
     assert not any(value.requires_grad for value in run.inner.values())
     kept = {name: value.clone() for name, value in run.inner.items()}
@@ -125,7 +126,7 @@ def test_some_leaves_with_their_own_state(rig):
     assert len(first.inner) == 3 * len(seconds)
     second = rig.ask(rig.descend(first.y, batches=SIX[3:], lrs=RATES[3:], inner=first.inner, **common))
     assert torch.equal(second.y, whole.y)
-    with pytest.raises(ValueError, match="does not fit the tensors"):  # what was the second factors' is not the firsts'
+    with pytest.raises(ValueError, match="does not fit AdamW"):  # what was the second factors' is not the firsts'
         rig.ask(rig.descend(x, optimizer=OPTIMIZERS["adamw"], inner=first.inner))
     assert torch.equal(rig.ask(rig.descend(x, batches=SIX, lrs=RATES, **common)).y, whole.y)
 
@@ -181,7 +182,7 @@ def test_state_of_other_tensors_is_refused():
 
     kept = walk(config, tensors((3, 4), (5, 2)), 2)
     for shapes in [((4, 3), (5, 2)), ((3, 4),), ((5, 2), (3, 4)), ((3, 4), (5, 3))]:
-        with pytest.raises(ValueError, match="another adapter or phase"):
+        with pytest.raises(ValueError, match="another optimiser, adapter or phase"):
             optimizers.recall(optimizers.make(config, tensors(*shapes), 0.1), kept)
 
 

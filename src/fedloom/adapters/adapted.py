@@ -88,6 +88,14 @@ class Adapted:
         """The model's vector [P] on its device; where leaves are differences, what was added to the base."""
         return self.w if self.base is None else self.w - self.base
 
+    def by_name(self) -> dict[str, Tensor]:
+        """The trainable numbers by leaf, differentiable; where leaves are differences, what was added to the base."""
+        known = {leaf.name: tensor for leaf, tensor in zip(self._shaped.leaves, self.tensors, strict=True)}
+        if self.base is None:
+            return dict(known)
+        base = self._shaped.views(self.base)
+        return {name: tensor - base[name] for name, tensor in known.items()}
+
     def parameters(self, names: Sequence[str] | None) -> list[nn.Parameter]:
         """The trainable tensors, or those of these leaves; what they make trainable is switched on.
 

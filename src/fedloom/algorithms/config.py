@@ -9,13 +9,15 @@ from fedloom.settings import Strict
 Spaces = Literal["any", "factors", "one"]
 """Which spaces a page takes: any, only the trained numbers themselves (`factors`), or it brings its own (`one`)."""
 
+Weighting = Literal["any", "uniform", "dataset"]
+
 
 class AlgorithmSettings(Strict):
     """What every page says of itself."""
 
     spaces: ClassVar[Spaces] = "factors"
-    weighted: ClassVar[bool] = True
-    """Whether `aggregate.weighting` counts."""
+    weighted: ClassVar[Weighting] = "any"
+    """Whether `aggregate.weighting` counts (any), or the page has one way: clients alike, or by rows held."""
     server: ClassVar[bool] = False
     """Whether `aggregate.server_optimizer` and `aggregate.rule` count."""
 
@@ -43,7 +45,7 @@ class FedProxConfig(AlgorithmSettings):
 class ScaffoldConfig(AlgorithmSettings):
     """SCAFFOLD: control variates take client drift out of the gradients (Karimireddy et al. 2020)."""
 
-    weighted: ClassVar[bool] = False
+    weighted: ClassVar[Weighting] = "uniform"
     name: Literal["scaffold"] = "scaffold"
     option: Literal["gradient", "I", "II"] = Field(
         "gradient",
@@ -56,6 +58,7 @@ class ScaffoldConfig(AlgorithmSettings):
 class FedNovaConfig(AlgorithmSettings):
     """FedNova: clients that take more steps do not count for more (Wang et al. 2020)."""
 
+    weighted: ClassVar[Weighting] = "dataset"
     name: Literal["fednova"] = "fednova"
     mu: float = Field(0.0, ge=0, description="Proximal term as in fedprox; not together with client momentum.")
     server_momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of the normalised update.")
@@ -76,7 +79,7 @@ class FedSwaConfig(AlgorithmSettings):
 class LookaheadConfig(AlgorithmSettings):
     """FedSWA of Liu et al. 2025: falling rates inside a round, and a server that looks further."""
 
-    weighted: ClassVar[bool] = False
+    weighted: ClassVar[Weighting] = "uniform"
     name: Literal["lookahead"] = "lookahead"
     alpha: float = Field(1.5, gt=0, description="How far the server goes towards the mean; above 1 beyond it.")
     rho: float = Field(0.1, gt=0, le=1, description="Share of the learning rate left at the end of a round.")
@@ -85,7 +88,7 @@ class LookaheadConfig(AlgorithmSettings):
 class FedBuffConfig(AlgorithmSettings):
     """FedBuff: asynchronous rounds with a buffer (Nguyen et al. 2022); clients have `clients.NAME.speed`."""
 
-    weighted: ClassVar[bool] = False
+    weighted: ClassVar[Weighting] = "uniform"
     name: Literal["fedbuff"] = "fedbuff"
     buffer: int = Field(10, ge=1, description="Updates that make a new server version.")
     exponent: float = Field(0.5, ge=0, description="An update s versions old counts (1 + s)^-exponent.")
@@ -105,7 +108,7 @@ class DittoConfig(AlgorithmSettings):
 class PFedMeConfig(AlgorithmSettings):
     """pFedMe: personal models by Moreau envelopes (Dinh et al. 2020)."""
 
-    weighted: ClassVar[bool] = False
+    weighted: ClassVar[Weighting] = "uniform"
     name: Literal["pfedme"] = "pfedme"
     lam: float = Field(15.0, gt=0, description="Pull of the personal model towards the client's own shared one.")
     rounds: int = Field(20, ge=1, description="Local rounds, one batch each; in place of local.steps.")
@@ -142,7 +145,7 @@ class HetLoraConfig(AlgorithmSettings):
     """HetLoRA: clients of different ranks that prune themselves (Cho et al. 2024)."""
 
     spaces: ClassVar[Spaces] = "one"
-    weighted: ClassVar[bool] = False
+    weighted: ClassVar[Weighting] = "uniform"
     name: Literal["hetlora"] = "hetlora"
     gamma: float = Field(0.99, gt=0, le=1, description="Slots from gamma r on are penalised; pruned if they shrank.")
     lam: float = Field(0.01, ge=0, description="Strength of that penalty.")
@@ -161,14 +164,14 @@ class LoraA2Config(AlgorithmSettings):
 class LocalOnlyConfig(AlgorithmSettings):
     """Baseline: every client trains alone, nothing is shared."""
 
-    weighted: ClassVar[bool] = False
+    weighted: ClassVar[Weighting] = "uniform"
     name: Literal["local"] = "local"
 
 
 class CentralizedConfig(AlgorithmSettings):
     """Baseline: all rows in one place, as many examples a round as the cohort would see together."""
 
-    weighted: ClassVar[bool] = False
+    weighted: ClassVar[Weighting] = "uniform"
     name: Literal["centralized"] = "centralized"
 
 

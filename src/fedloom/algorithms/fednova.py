@@ -45,8 +45,8 @@ class State:
 class FedNova:
     """Averaging of what clients reached per step.
 
-    A client's share p is by `aggregate.weighting`; the paper's is by rows held (`dataset`), since examples seen grow
-    with the steps.
+    A client's share p is by the rows it holds, as in the paper: examples seen grow with the steps, and would bring back
+    what is normalised away.
     """
 
     mu: float = 0.0
@@ -95,7 +95,7 @@ class FedNova:
             raise ClientFailed("it took no step, so there is nothing to divide by their number")
         size = norm(run.steps, self.momentum, self.mu * run.lr_sum / run.steps)
         tau = float(run.steps) if self.mu else size
-        return Result(d=(run.y - down.x) / size, tau=tau, weight=client.weight(run))
+        return Result(d=(run.y - down.x) / size, tau=tau, weight=float(client.examples))
 
     async def personal(self, down: Model, client: Client) -> Model:
         """Every client uses the shared model."""

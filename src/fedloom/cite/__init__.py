@@ -117,7 +117,7 @@ def _uses(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
     adapter, algorithm, aggregate = config.adapter, config.algorithm, config.aggregate
     yield f"algorithm={algorithm.name}", ALGORITHMS[algorithm.name]
     if isinstance(algorithm, FedPerConfig) and isinstance(adapter, LoraConfig) and algorithm.private == ["*.B"]:
-        yield "algorithm.private=[*.B]", ("guo2025fedsa",)
+        yield "algorithm.private=[*.B]", ("guo2024fedsa",)
     space = aggregate.space.name
     if space != "factors":
         yield f"aggregate.space={space}", SPACES[space]

@@ -89,8 +89,8 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
         "Babakniya, Sara and others", 2023,
         "SLoRA: Federated Parameter Efficient Fine-Tuning of Language Models", "2308.06522",
     ),
-    "guo2025fedsa": (
-        "Guo, Pengxin and others", 2025,
+    "guo2024fedsa": (
+        "Guo, Pengxin and others", 2024,
         "Selective Aggregation for Low-Rank Adaptation in Federated Learning", "2410.01463",
     ),
     "yin2018robust": (

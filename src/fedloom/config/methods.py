@@ -59,8 +59,9 @@ def without_effect(config: Config) -> list[str]:
     algorithm, aggregate, said = config.algorithm, config.aggregate, []
     if not algorithm.server and aggregate.server_optimizer != ServerSgdConfig():
         said.append(f"aggregate.server_optimizer has no effect: {algorithm.name} has a server step of its own")
-    if not algorithm.weighted and aggregate.weighting == "dataset":
-        said.append(f"aggregate.weighting has no effect: {algorithm.name} does not weight clients by their rows")
+    if algorithm.weighted != "any" and aggregate.weighting not in ("examples", algorithm.weighted):
+        how = "counts all clients alike" if algorithm.weighted == "uniform" else "weights clients by the rows they hold"
+        said.append(f"aggregate.weighting={aggregate.weighting} has no effect: {algorithm.name} {how}")
     return said
 
 

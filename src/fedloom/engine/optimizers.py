@@ -77,35 +77,43 @@ def make(config: OptimizerConfig, tensors: Sequence[nn.Parameter], lr: float) ->
 
 
 def memory(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimiser remembers, as tensors by `<number of the trained tensor> <name>`."""
-    state = optimizer.state_dict()["state"]
+    """What the optimiser remembers, as tensors by `<kind> <number of the trained tensor> <its shape> <name>`."""
+    kind, tensors = type(optimizer).__name__, _tensors(optimizer)
     return {
-        f"{i} {name}": torch.as_tensor(value).detach().to("cpu", copy=True)
-        for i, entries in state.items()
+        f"{kind} {i} {_shape(tensors[i])} {name}": torch.as_tensor(value).detach().to("cpu", copy=True)
+        for i, entries in optimizer.state_dict()["state"].items()
         for name, value in entries.items()
         if value is not None
     }
 
 
 def recall(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None:
-    """Let a fresh optimiser go on from what `memory` gave.
+    """Let a fresh optimiser go on from what `memory` gave, which stays as it is.
 
     Raises:
         ValueError: it was another optimiser's, or of other tensors.
     """
+    kind, tensors = type(optimizer).__name__, _tensors(optimizer)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in kept.items():
-        number, _, name = key.partition(" ")
-        state.setdefault(int(number), {})[name] = value
-    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-    for i, entries in state.items():
-        wrong = [n for n, v in entries.items() if v.dim() and (i >= len(tensors) or v.shape != tensors[i].shape)]
-        if i >= len(tensors) or wrong:
+        whose, number, shape, name = key.split(" ", 3)
+        i = int(number)
+        if whose != kind or i >= len(tensors) or shape != _shape(tensors[i]):
+            there = _shape(tensors[i]) if i < len(tensors) else "not there"
             raise ValueError(
-                f"the optimiser's kept state ({', '.join(wrong) or 'tensor'} of tensor {i}) does not fit the tensors "
-                "trained now; it belongs to another adapter or phase"
+                f"the kept state is that of {whose} for tensor {i} of {shape}; it does not fit {kind}, whose tensor {i} "
+                f"is {there}: it belongs to another optimiser, adapter or phase"
             )
+        state.setdefault(i, {})[name] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
 
 
 def _refused(config: OptimizerConfig, error: Exception) -> UserError:

@@ -232,8 +232,7 @@ class _Descent:
             losses, _ = token_losses(self.adapted.module, side)
             loss = losses.sum() / count
             if part == 0 and self.request.penalty is not None:
-                leaves = zip(self.request.layout.leaves, self.adapted.tensors, strict=True)
-                loss = loss + self.request.penalty({leaf.name: tensor for leaf, tensor in leaves}, *self.with_)
+                loss = loss + self.request.penalty(self.adapted.by_name(), *self.with_)
             loss.backward()
             total += loss.item()
         self.adapted.moment.seed = None

@@ -87,9 +87,9 @@ def _algorithm(facts: Facts) -> Iterator[Tile]:
     from fedloom.config.presets import PRESETS
 
     called = name(facts.config)
-    if called in PRESETS:
+    if called is not None and called in PRESETS:
         yield Tile("Preset", called, PRESETS[called].summary)
-    elif called not in (None, "fedavg"):
+    elif called is not None and called != "fedavg":
         yield Tile("Algorithm", called, _purpose("algorithm", called))
 
 
