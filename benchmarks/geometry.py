@@ -1,4 +1,4 @@
-"""FlexLoRA's split of averaged products through factors (spaces.products), against the matrix written out and a full SVD.
+"""FlexLoRA's split of averaged products through their factors, against the matrix written out and a full SVD.
 
 One module of 4096 x 4096; clients of ranks 4, 8, 16 in turn, shared rank 16; one thread, CPU seconds. Dense: W = L R in
 float32 (one product), `torch.linalg.svd`. Ours: `Products.close`, from the same stacked factors to the shared vector.

@@ -71,13 +71,11 @@ def main() -> int:
                 }
             )  # fmt: skip
             say(str(rows[-1]))
+    parts = ("round CPU ms", "round ms", "extra MiB", "peak MiB")
     ratios = [
-        {
-            "algorithm": few["algorithm"],
-            **{part: round(many[part] / few[part], 3) for part in ("round CPU ms", "round ms", "extra MiB", "peak MiB")},
-        }
+        {"algorithm": few["algorithm"], **{part: round(many[part] / few[part], 3) for part in parts}}
         for few, many in zip(rows[::2], rows[1::2], strict=True)
-    ]  # fmt: skip
+    ]
     rewinds = [{"clients with a memory": n, **run("rewinds", n)} for n in SIZES]
     for shown in (rows, ratios, rewinds):
         say(table(shown))

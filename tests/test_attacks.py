@@ -1,9 +1,11 @@
 """Attacks break the mean, and the rules that should hold against them hold; whole federations on least squares.
 
 Twelve clients with rows of one distribution, two of them hostile, all asked in every round; a few gradient steps over
-all of a client's rows make its training. A loss is that of all clients' own rows, before labels are flipped. How strong an attack has to be follows from the numbers: with two of twelve
-turned round, the mean of updates d is (10 - 2 scale) / 12 d, which points the wrong way beyond a scale of 5; enlarged, it
-is (10 + 2 factor) / 12 d, which shoots beyond twice the way where d is about half of it and the factor above 20.
+all of a client's rows make its training. A loss is that of all clients' own rows, before labels are flipped.
+
+How strong an attack has to be follows from the numbers. With two of twelve turned round the mean of updates d is
+(10 - 2 scale) / 12 d, which points the wrong way beyond a scale of 5; with two enlarged it is (10 + 2 factor) / 12 d,
+which shoots over the aim by more than it was off where d is half of the way and the factor above 19.
 """
 
 import math
@@ -164,7 +166,7 @@ def test_robust_rules_hold(rule, attack, seed):
 
 
 def test_a_weak_attack_is_no_attack():
-    """What the strengths above are measured against: at scale 1 the mean still gets two thirds of the way each round."""
+    """The strengths are what breaks the mean: at scale 1 it still moves by two thirds of the honest update."""
     weak = Attacked(attack=SignFlipConfig(clients=HOSTILE, scale=1.0))
     assert weak.final(None) < 2 * final("none", "mean", 0)
 

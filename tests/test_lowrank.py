@@ -287,3 +287,18 @@ def test_gauge_of_the_oracle():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
     again = lowrank.refactor(*turned, 2, 1.0)
     np.testing.assert_allclose(written(again[1], again[0]), outputs["product"], atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_refactor_writes_is_in_order_and_little_else(dtype):
+    """In order, the first components are the best of their number: no further SVD is needed."""
+    left, right = rng.normal(1, 7, 3).to(dtype), rng.normal(2, 3, 5).to(dtype)
+    a, b = lowrank.refactor(left, right, 3, 0.5)
+    assert lowrank.in_order(a, b)
+    assert lowrank.in_order(a[:2], b[:, :2])
+    best = lowrank.refactor(left, right, 2, 0.5)
+    assert torch.allclose(b[:, :2] @ a[:2], best[1] @ best[0], atol=1e-5 if dtype == torch.float32 else 1e-12)
+    assert not lowrank.in_order(a.flip(0), b.flip(1))
+    assert not lowrank.in_order(2 * a, b / 2)
+    turn = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=dtype)
+    assert not lowrank.in_order(torch.linalg.inv(turn) @ a, b @ turn)

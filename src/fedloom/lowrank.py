@@ -234,6 +234,19 @@ def refactor(left: Tensor, right: Tensor, rank: int, scale: float) -> tuple[Tens
     return vt.to(left.dtype), (u * s / scale).to(left.dtype)
 
 
+def in_order(a: Tensor, b: Tensor) -> bool:
+    """Whether B A is written as `refactor` writes it: A's rows orthonormal, B's columns at right angles and falling.
+
+    Then the first rows and columns are the best factors of every smaller rank, as exactly as the numbers' format allows.
+    """
+    near = 100 * torch.finfo(a.dtype).eps
+    rows, columns = a.double() @ a.double().T, b.double().T @ b.double()
+    sizes = columns.diagonal()
+    straight = bool((rows - torch.eye(len(rows), dtype=rows.dtype)).abs().max() <= near)
+    apart = bool((columns - torch.diag(sizes)).abs().max() <= near * float(sizes.max()))
+    return straight and apart and bool((sizes[1:] <= sizes[:-1] + near * float(sizes.max())).all())
+
+
 def _exact(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """SVD of a product of float64 factors through the QR of both."""
     ql, rl = torch.linalg.qr(left)

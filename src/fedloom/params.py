@@ -73,6 +73,14 @@ class Layout:
             offset += leaf.size
         return cls(tuple(placed))
 
+    def __hash__(self) -> int:
+        """Worked out once: layouts are keys wherever something is done once for all clients of one kind."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.leaves)
+
     def __repr__(self) -> str:
         """Short: it stands in messages and in what a run folder says of itself."""
         return f"Layout({len(self.leaves)} tensors, {self.size} numbers, {self.fingerprint})"

@@ -33,7 +33,7 @@ from fedloom.contracts import (
     Trained,
     Weighted,
 )
-from fedloom.params import Params
+from fedloom.params import Layout, Params
 from fedloom.spaces.measure import Measured, Sketch
 
 
@@ -87,9 +87,13 @@ class FedAvg:
         """One round of the server."""
         phase = self.space.phase(fed.round)
         point, sketch = self.space.point(s.x, phase), Sketch()
+        starts: dict[Layout, Start] = {}
 
         def down(client: int) -> Start:
-            return Start(self.space.lower(s.x, fed.profile(client).layout), s.carry, fed.round)
+            layout = fed.profile(client).layout
+            if layout not in starts:  # one SVD for all clients of one rank
+                starts[layout] = Start(self.space.lower(s.x, layout), s.carry, fed.round)
+            return starts[layout]
 
         rules = {"y": self.rule(point, phase, sketch)}
         got = fed.collect(self.local, down, fed.cohort(), rules, self.fits(fed, phase))
@@ -105,14 +109,14 @@ class FedAvg:
     def fits(self, fed: Federation, phase: int) -> Fits:
         """Whether a reply looks as a client of that layout's should."""
 
-        known: dict[int, list[tuple[int, ...]]] = {}
+        known: dict[Layout, list[tuple[int, ...]]] = {}
 
         def fits(client: int, up: Result) -> str | None:
             layout = fed.profile(client).layout
-            if id(layout) not in known:
+            if layout not in known:
                 blank = torch.empty(layout.size, device="meta")
-                known[id(layout)] = [tuple(part.shape) for part in parts(self.space.lift(blank, layout, phase))]
-            wanted, found = known[id(layout)], parts(up.y)
+                known[layout] = [tuple(part.shape) for part in parts(self.space.lift(blank, layout, phase))]
+            wanted, found = known[layout], parts(up.y)
             if len(found) != len(wanted):
                 return f"it holds {len(found)} tensors, its adapter calls for {len(wanted)}"
             wrong = (misfit("y", one, shape) for one, shape in zip(found, wanted, strict=True))

@@ -83,14 +83,19 @@ PRESETS: Final[Mapping[str, Preset]] = {
         "residual",
         aggregate__weighting="uniform",
     ),
-    "fedsvd": _lora("FedSVD: B averaged, the product split anew by SVD (2025)", "refactored"),
+    "fedsvd": _lora(
+        "FedSVD: B averaged, the product split anew by SVD (Lee et al. 2025, arXiv 2505.12805)",
+        "refactored",
+        aggregate__server_optimizer__name="sgd",
+        aggregate__server_optimizer__momentum=0.0,
+    ),
     "slora": _lora(
         "SLoRA: sparse updates first, LoRA from their SVD (Babakniya et al. 2023, arXiv 2308.06522)",
         "sparse",
         adapter__sparse=0.01,
     ),
     "fedsa": Preset(
-        "FedSA-LoRA: A is shared, every client keeps its B (Guo et al. 2025, arXiv 2410.01463)",
+        "FedSA-LoRA: A is shared, every client keeps its B (Guo et al. 2024, arXiv 2410.01463)",
         fixed={"algorithm.name": "fedper", "adapter.kind": "lora"},
         start={"algorithm.private": ["*.B"]},
     ),

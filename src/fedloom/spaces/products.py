@@ -29,7 +29,8 @@ class Products(Steady):
     def lower(self, shared: Params, layout: Layout) -> Params:
         """The best factors of the client's rank; as they are where it has the shared rank.
 
-        A product that is zero (before the first round) says nothing about directions: then the first rows of A.
+        A product that is zero (before the first round) says nothing about directions: then the first rows of A. What
+        `close` leaves is in the order of singular values already, so that no client needs an SVD of its own.
 
         Raises:
             ValueError: the client adapts other modules, or its rank is above the shared one.
@@ -39,7 +40,7 @@ class Products(Steady):
         views, found = self.layout.views(shared), {}
         for mine, its in lowrank.matched(self.layout, layout):
             a, b = views[mine.a.name], views[mine.b.name]
-            if its.rank == mine.rank or not b.any():
+            if its.rank == mine.rank or not b.any() or lowrank.in_order(a, b):
                 found[mine.module] = a[: its.rank], lowrank.rescaled(b[:, : its.rank], mine.scale, its.scale)
             else:
                 found[mine.module] = lowrank.refactor(b * mine.scale, a, its.rank, its.scale)
