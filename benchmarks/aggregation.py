@@ -4,8 +4,8 @@
 the same as FedAvg has it, with the drift and the aggregation error of the round. `hub`: what the server does with every
 reply besides, its size and the check that all numbers are finite. `list, sum`: what is commonly done, all state dicts
 kept in a list and every tensor summed by Python's `sum` over float32 copies times weight. Replies are LoRA factors of
-76 modules of 4096 x 4096 at rank 16, 152 tensors of 65,536 numbers; what the list costs depends on how large tensors are
-beside the cache, so the same numbers are also summed as ten tensors of a million, and as one.
+76 modules of 4096 x 4096 at rank 16, 152 tensors of 65,536 numbers. What the list costs depends on how large tensors
+are beside the cache, so the same numbers are also summed as ten tensors of a million, and as one.
 
 Each row runs in a process of its own, in turn, three times; medians. CPU seconds of one thread, the making of replies
 left out. Memory is the largest resident size beyond the start (where one vector already lies), in copies of a reply.

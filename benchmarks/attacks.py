@@ -13,7 +13,6 @@ are told the right number of attackers. The norm bound is about the length of an
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from machine import say, table, write
 TESTS = Path(__file__).parent.parent / "tests"
 SEEDS = range(10)
 RECIPE = [
-    "partition={method: iid, clients: 12}", "federation.rounds=6", "local.steps=5", "local.batch_size=8",
-    "local.lr=6e-3", "data.playground.skills=[capitalise, past_tense, brackets, hashtag, shout]", "data.playground.rows=200", "data.playground.test_rows=24",
+    "partition={method: iid, clients: 12}", "federation.rounds=4", "local.steps=5", "local.batch_size=8",
+    "local.lr=6e-3", "data.playground.skills=[capitalise, past_tense, brackets, hashtag, shout]",
+    "data.playground.rows=200", "data.playground.test_rows=24",
     "aggregate.server_optimizer={name: sgd}", "evaluate.every=0", "evaluate.forgetting=false",
-    "evaluate.metrics=[loss]", "checkpoint.every=6",
+    "evaluate.metrics=[loss]", "checkpoint.every=4",
 ]  # fmt: skip
 ATTACKS = {
     "none": "{name: none}",

@@ -176,4 +176,3 @@ def test_half_of_the_clients_are_too_many():
     many = Attacked(attack=SignFlipConfig(clients=7, scale=10.0))
     assert many.final(Median()) > untrained(0)
     assert many.final(GeometricMedian()) > untrained(0)
-

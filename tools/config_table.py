@@ -52,7 +52,8 @@ HEADER = ("key", "type", "default", "meaning")
 def presets() -> Iterator[tuple[str, ...]]:
     """One row for each preset."""
     for name, preset in PRESETS.items():
-        filled = ", ".join(f"`{key}={value}`" for key, value in {**preset.fixed, **preset.start}.items())
+        given = {**preset.fixed, **preset.start}
+        filled = ", ".join(f"`{key}={plainly(value)}`" for key, value in given.items())
         yield f"`{name}`", filled, preset.summary
 
 
@@ -125,6 +126,13 @@ def word(one: Any) -> str:
     if origin is dict:
         return "mapping"
     return {bool: "`true`, `false`", int: "whole number", float: "number", str: "text"}[one]
+
+
+def plainly(value: Any) -> str:
+    """The value as YAML writes it on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(repr(one) for one in value)}]" if isinstance(value, list) else str(value)
 
 
 def default_of(field: FieldInfo) -> str:

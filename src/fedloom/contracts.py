@@ -74,9 +74,9 @@ class NobodyReplied(LookupError):
 # -- what is trained ------------------------------------------------------------------------------------------------
 
 Carry: TypeAlias = tuple[Tensor, ...]
-"""What has left the adapter for the base, as frozen factors: (L_1, R_1, L_2, R_2, ...), one pair for each adapted module
-in the order of the layout, L [out, k] and R [k, in], scale within; L R is added to what the module computes. () is
-nothing. The shared base itself is never changed."""
+"""What has left the adapter for the base, as frozen factors: (L_1, R_1, L_2, R_2, ...), one pair for each adapted
+module in the order of the layout, L [out, k] and R [k, in], scale within; L R is added to what the module computes. ()
+is nothing. The shared base itself is never changed."""
 
 
 @dataclass(frozen=True)
@@ -438,8 +438,8 @@ class Algorithm(Protocol[State]):
 
 
 Term: TypeAlias = Tensor | tuple[Tensor, ...]
-"""What a space averages: a vector, or (plain, L_1, R_1, L_2, R_2, ...), the leaves that are no factors as one vector and,
-for each adapted module in the order of the layout, a product L R with L [out, k], R [k, in] and the scale within."""
+"""What a space averages: a vector, or (plain, L_1, R_1, L_2, R_2, ...), the leaves that are no factors as one vector
+and, for each adapted module in the order of the layout, a product L R with L [out, k], R [k, in], the scale within."""
 
 
 class Space(Protocol):

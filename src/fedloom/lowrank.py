@@ -237,7 +237,7 @@ def refactor(left: Tensor, right: Tensor, rank: int, scale: float) -> tuple[Tens
 def in_order(a: Tensor, b: Tensor) -> bool:
     """Whether B A is written as `refactor` writes it: A's rows orthonormal, B's columns at right angles and falling.
 
-    Then the first rows and columns are the best factors of every smaller rank, as exactly as the numbers' format allows.
+    Then the first rows and columns are the best factors of every smaller rank, as exactly as the format allows.
     """
     near = 100 * torch.finfo(a.dtype).eps
     rows, columns = a.double() @ a.double().T, b.double().T @ b.double()

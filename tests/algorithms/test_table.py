@@ -55,7 +55,7 @@ def test_what_a_page_says_of_itself_is_true_of_it(name):
     kind = next(one for one in members(AlgorithmConfig) if one.model_fields["name"].default == name)
     page = made(name, server_optimizer=ServerSgdConfig(lr=0.5))
     assert kind.server == (getattr(page, "server", None) == ServerSgd(0.5))
-    assert kind.server == hasattr(page, "guard")
+    assert kind.guarded == hasattr(page, "guard")
     assert (kind.spaces == "any") <= hasattr(page, "space")
 
 

@@ -11,6 +11,8 @@ from fedloom.errors import ConfigError
 from fedloom.models.config import ModelConfig
 
 CONTRADICTIONS = [
+    (["federation.sampling=trace"], "trace needs a CSV file"),
+    (["federation.sampling=fixed"], "federation.sampling.clients is empty"),
     (["federation.cohort=11"], "federation.cohort is 11, but there are 10 clients"),
     (["federation.cohort=0%"], "no client would ever be asked"),
     (

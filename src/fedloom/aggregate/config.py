@@ -166,6 +166,7 @@ class TurnsConfig(Space):
     linear: ClassVar[bool] = True
     name: Literal["turns"] = "turns"
     first: Literal["A", "B"] = Field("B", description="What the first round trains; with A it would stand still.")
+    alternate: bool = Field(True, description="false: the first factor in every round.")
 
 
 class ProductsConfig(Space):
@@ -184,14 +185,14 @@ class SlicesConfig(Space):
 
 
 class StackedConfig(Space):
-    """Stacked factors go into the base's carry, adapters start anew (FLoRA, Wang et al. 2024)."""
+    """Stacked factors are carried on top of the base, adapters start anew (FLoRA, Wang et al. 2024)."""
 
     mixed: ClassVar[bool] = True
     name: Literal["stacked"] = "stacked"
 
 
 class ResidualConfig(Space):
-    """Factors are averaged and what that misses goes into the base's carry (FedEx-LoRA, Singhal et al. 2025)."""
+    """Factors are averaged and what that misses is carried on top of the base (FedEx-LoRA, Singhal et al. 2025)."""
 
     name: Literal["residual"] = "residual"
 

@@ -25,7 +25,7 @@ def add_scaled(total: Tensor, value: Tensor, weight: float) -> None:
 
 def divided(total: Tensor, divisor: float, dtype: torch.dtype | None) -> Tensor:
     """Total / divisor in another format, piece by piece: the whole in float64 once more would be two more replies."""
-    result = torch.empty(total.shape, dtype=dtype)
+    result = total.new_empty(total.shape, dtype=dtype)
     flat, target = total.view(-1), result.view(-1)
     for i in range(0, flat.numel(), CHUNK):
         target[i : i + CHUNK] = flat[i : i + CHUNK] / divisor

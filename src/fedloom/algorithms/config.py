@@ -19,7 +19,9 @@ class AlgorithmSettings(Strict):
     weighted: ClassVar[Weighting] = "any"
     """Whether `aggregate.weighting` counts (any), or the page has one way: clients alike, or by rows held."""
     server: ClassVar[bool] = False
-    """Whether `aggregate.server_optimizer` and `aggregate.rule` count."""
+    """Whether `aggregate.server_optimizer` counts."""
+    guarded: ClassVar[bool] = False
+    """Whether `aggregate.rule` counts."""
 
 
 class FedAvgConfig(AlgorithmSettings):
@@ -27,6 +29,7 @@ class FedAvgConfig(AlgorithmSettings):
 
     spaces: ClassVar[Spaces] = "any"
     server: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
     name: Literal["fedavg"] = "fedavg"
     keep_inner: bool = Field(
         False, description="Clients keep their optimiser's state between rounds (as DiLoCo's workers do)."
@@ -38,6 +41,7 @@ class FedProxConfig(AlgorithmSettings):
 
     spaces: ClassVar[Spaces] = "any"
     server: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
     name: Literal["fedprox"] = "fedprox"
     mu: float = Field(0.01, ge=0, description="Strength of mu/2 |w - x|^2; the paper tries 0.001 to 1.")
 
@@ -68,6 +72,7 @@ class FedSwaConfig(AlgorithmSettings):
     """Server-side averaging of the shared model over rounds (Caldarola et al. 2022); never fed back."""
 
     server: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
     name: Literal["fedswa"] = "fedswa"
     start: float = Field(0.75, ge=0, lt=1, description="Share of the rounds after which averaging starts.")
     every: int = Field(1, ge=1, description="Rounds between models that enter the average.")
@@ -88,8 +93,8 @@ class LookaheadConfig(AlgorithmSettings):
 class FedBuffConfig(AlgorithmSettings):
     """FedBuff: asynchronous rounds with a buffer (Nguyen et al. 2022); clients have `clients.NAME.speed`."""
 
-    weighted: ClassVar[Weighting] = "uniform"
     name: Literal["fedbuff"] = "fedbuff"
+    weighted_updates: bool = Field(False, description="Updates also count by aggregate.weighting; not in the paper.")
     buffer: int = Field(10, ge=1, description="Updates that make a new server version.")
     exponent: float = Field(0.5, ge=0, description="An update s versions old counts (1 + s)^-exponent.")
     server_lr: float = Field(1.0, gt=0, description="Server learning rate.")
@@ -101,6 +106,7 @@ class DittoConfig(AlgorithmSettings):
 
     spaces: ClassVar[Spaces] = "factors"
     server: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
     name: Literal["ditto"] = "ditto"
     lam: float = Field(0.1, ge=0, description="Pull of the private model towards the shared one.")
 
@@ -121,6 +127,7 @@ class PFedMeConfig(AlgorithmSettings):
 class FedPerConfig(AlgorithmSettings):
     """FedPer: named tensors stay with each client, the rest is averaged (Arivazhagan et al. 2019)."""
 
+    server: ClassVar[bool] = True
     name: Literal["fedper"] = "fedper"
     private: list[str] = Field(min_length=1, description="Shell patterns of the tensors that stay, such as *.B.")
 
@@ -128,6 +135,7 @@ class FedPerConfig(AlgorithmSettings):
 class FedRepConfig(AlgorithmSettings):
     """FedRep: private tensors are trained first, then the shared ones (Collins et al. 2021)."""
 
+    server: ClassVar[bool] = True
     name: Literal["fedrep"] = "fedrep"
     private: list[str] = Field(min_length=1, description="Shell patterns of the tensors that stay, such as *.B.")
     head_steps: int = Field(8, ge=1, description="Steps on the private tensors; in place of local.steps.")
@@ -138,6 +146,7 @@ class DualConfig(AlgorithmSettings):
     """Two adapters in every forward pass: a shared one, and one of each client's own."""
 
     server: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
     name: Literal["dual"] = "dual"
 
 

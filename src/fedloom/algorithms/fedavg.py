@@ -108,7 +108,6 @@ class FedAvg:
 
     def fits(self, fed: Federation, phase: int) -> Fits:
         """Whether a reply looks as a client of that layout's should."""
-
         known: dict[Layout, list[tuple[int, ...]]] = {}
 
         def fits(client: int, up: Result) -> str | None:

@@ -126,6 +126,7 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
             return FedBuff(
                 buffer=algorithm.buffer, concurrency=setting.cohort, exponent=algorithm.exponent,
                 server_lr=algorithm.server_lr, max_staleness=algorithm.max_staleness,
+                weighted=algorithm.weighted_updates,
             )  # fmt: skip
         case DittoConfig():
             return Ditto(space, server, guard, lam=algorithm.lam)
@@ -135,9 +136,12 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
                 personal_lr=algorithm.personal_lr, beta=algorithm.beta,
             )  # fmt: skip
         case FedPerConfig():
-            return FedPer(layout, tuple(algorithm.private))
+            return FedPer(layout, tuple(algorithm.private), server)
         case FedRepConfig():
-            return FedRep(layout, tuple(algorithm.private), algorithm.head_steps, algorithm.body_steps)
+            return FedRep(
+                layout, tuple(algorithm.private), server=server,
+                head_steps=algorithm.head_steps, body_steps=algorithm.body_steps,
+            )  # fmt: skip
         case DualConfig():
             return Dual(space, server, guard)
         case HetLoraConfig():
@@ -162,7 +166,7 @@ def space(config: SpaceConfig, setting: Setting) -> Space:
         case FactorsConfig():
             return Factors(layout)
         case TurnsConfig():
-            return Turns(layout, config.first)
+            return Turns(layout, config.first, config.alternate)
         case ProductsConfig():
             return Products(layout)
         case SlicesConfig():

@@ -26,8 +26,13 @@ def conclude(console: Console, folder: Path, report: Path | None) -> None:
     plainly(console, f"{run.status.replace('_', ' ')}: {folder}")
     if report is not None:
         plainly(console, f"report: {report}")
+    own = folder / "adapters" / "clients"
+    if own.is_dir():
+        plainly(console, f"the clients' own models: {own}")
     plainly(console, "next:")
-    for command in ("chat {}", "report {} OTHER-RUN", "export {} --merge --out DIR"):
+    private = own.is_dir() and not (folder / "adapters" / "final").is_dir()
+    shared = () if private else ("chat {}", "export {} --merge --out DIR")
+    for command in (*shared[:1], "report {} OTHER-RUN", *shared[1:], "cite {}"):
         plainly(console, f"  fedloom {command.format(folder)}")
 
 

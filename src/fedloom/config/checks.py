@@ -17,6 +17,7 @@ from fedloom.config.words import Problem
 from fedloom.data import playground
 from fedloom.errors import ConfigError, nearest
 from fedloom.metrics.summary import columns
+from fedloom.runtime.sampling_config import FixedConfig, TraceConfig
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,17 @@ def parts_of_a_batch(config: Config) -> Found:
         yield _problem(text, "local.accumulate", "local.batch_size")
 
 
+def sampling_complete(config: Config) -> Found:
+    """A fixed cohort needs clients, a trace its file."""
+    sampling = config.federation.sampling
+    if isinstance(sampling, TraceConfig) and sampling.file is None:
+        text = "is not given, but trace needs a CSV file with the header round,client. Name it."
+        yield _problem(text, "federation.sampling.file", "federation.sampling")
+    if isinstance(sampling, FixedConfig) and not sampling.clients:
+        text = "is empty. Name the clients that are asked in every round, such as [0-3]."
+        yield _problem(text, "federation.sampling.clients", "federation.sampling")
+
+
 def single_clients(config: Config) -> Found:
     """Numbers and ranges among `clients` must exist."""
     total = config.partition.clients
@@ -264,5 +276,6 @@ CHECKS: Final[tuple[Callable[[Config], Found], ...]] = (
     revision_of_nano,
     one_global_set,
     parts_of_a_batch,
+    sampling_complete,
     single_clients,
 )

@@ -47,7 +47,7 @@ def space_and_algorithm(config: Config) -> Said:
 def rule_and_algorithm(config: Config) -> Said:
     """A rule that was chosen to stand attacks must not be left out in silence; nor an attack that hits nobody."""
     algorithm, aggregate = config.algorithm, config.aggregate
-    if not algorithm.server and not isinstance(aggregate.rule, MeanConfig):
+    if not algorithm.guarded and not isinstance(aggregate.rule, MeanConfig):
         text = f"is {aggregate.rule.name}, but {algorithm.name} combines replies by itself. Use algorithm=fedavg."
         yield text, "aggregate.rule", "algorithm"
     if algorithm.name == "centralized" and config.attack.name != "none":
@@ -127,6 +127,13 @@ def number_by_number(config: Config) -> Said:
             f"is {server.momentum:g}, but space refactored turns B's basis in every round, so old updates do not fit."
         )
         yield f"{text} Use 0.", "aggregate.server_optimizer.momentum", "aggregate.space"
+    if isinstance(space, SlicesConfig) and space.empty == "keep" and server != ServerSgdConfig():
+        text = "is not plain averaging, but slices that nobody sent keep their last value, which no step may move."
+        yield (
+            f"{text} Use lr 1 without momentum, or aggregate.space.empty=zero.",
+            "aggregate.server_optimizer",
+            "aggregate.space",
+        )
     if rule.coordinates:
         text = f"is {rule.name}, which works number by number, {reason}. Use krum, multi_krum, norm_bound or "
         yield f"{text}geometric_median.", "aggregate.rule", "aggregate.space"

@@ -18,6 +18,14 @@ class Preset:
     start: Mapping[str, Any] = field(default_factory=dict)
 
 
+PLAIN: Final = {
+    "aggregate__server_optimizer__name": "sgd",
+    "aggregate__server_optimizer__lr": 1.0,
+    "aggregate__server_optimizer__momentum": 0.0,
+}
+"""The mean as it is, whatever server optimiser a recipe had before."""
+
+
 def _adaptive(name: str, title: str) -> Preset:
     return Preset(
         f"{title} on the server (Reddi et al. 2021, arXiv 2003.00295)",
@@ -26,7 +34,7 @@ def _adaptive(name: str, title: str) -> Preset:
     )
 
 
-def _lora(summary: str, space: str, **start: Any) -> Preset:
+def _lora(summary: str, space: str, /, **start: Any) -> Preset:
     fixed = {"algorithm.name": "fedavg", "adapter.kind": "lora", "aggregate.space.name": space}
     return Preset(summary, fixed=fixed, start={key.replace("__", "."): value for key, value in start.items()})
 
@@ -76,18 +84,17 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "flexlora": _lora(
         "FlexLoRA: products averaged, SVD to each client's rank (Bai et al. 2024, arXiv 2402.11505)", "products"
     ),
-    "raflora": _lora("raFLoRA: products averaged rank by rank (2026)", "slices", adapter__scale="shared"),
-    "flora": _lora("FLoRA: stacked factors merged into the base (Wang et al. 2024, arXiv 2409.05976)", "stacked"),
+    "raflora": _lora("raFLoRA: products averaged rank by rank (2026)", "slices", adapter__scale="shared", **PLAIN),
+    "flora": _lora("FLoRA: stacked factors carried on top of the base (Wang et al. 2024, arXiv 2409.05976)", "stacked"),
     "fedex": _lora(
-        "FedEx-LoRA: averaged factors, and the residual in the base (Singhal et al. 2025, arXiv 2410.09432)",
+        "FedEx-LoRA: averaged factors, the residual carried on top (Singhal et al. 2025, arXiv 2410.09432)",
         "residual",
         aggregate__weighting="uniform",
     ),
     "fedsvd": _lora(
         "FedSVD: B averaged, the product split anew by SVD (Lee et al. 2025, arXiv 2505.12805)",
         "refactored",
-        aggregate__server_optimizer__name="sgd",
-        aggregate__server_optimizer__momentum=0.0,
+        **PLAIN,
     ),
     "slora": _lora(
         "SLoRA: sparse updates first, LoRA from their SVD (Babakniya et al. 2023, arXiv 2308.06522)",

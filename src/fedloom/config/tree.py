@@ -73,6 +73,8 @@ def parse(text: str) -> Parsed:
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
     said = ", ".join(part for part in (error.context, error.problem) if part)
+    if "scanning an alias" in said:
+        return f"{said} (text that begins with * needs quotes)"
     if "'\\t'" in said:
         return f"{said} (indent with spaces, not tabs)"
     if "mapping values are not allowed" in said:

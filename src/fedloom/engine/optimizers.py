@@ -101,8 +101,8 @@ def recall(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None
         if whose != kind or i >= len(tensors) or shape != _shape(tensors[i]):
             there = _shape(tensors[i]) if i < len(tensors) else "not there"
             raise ValueError(
-                f"the kept state is that of {whose} for tensor {i} of {shape}; it does not fit {kind}, whose tensor {i} "
-                f"is {there}: it belongs to another optimiser, adapter or phase"
+                f"the kept state is that of {whose} for tensor {i} of {shape}; it does not fit {kind}, whose tensor "
+                f"{i} is {there}: it belongs to another optimiser, adapter or phase"
             )
         state.setdefault(i, {})[name] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

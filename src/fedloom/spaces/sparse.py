@@ -3,7 +3,7 @@
 Babakniya et al. 2023, SLoRA: Federated Parameter Efficient Fine-Tuning of Language Models,
 https://arxiv.org/abs/2308.06522. Stage one: a random mask of exact density, drawn once from the seed and shared by all,
 says which entries of each adapted weight matrix are trained; only those travel. At the switch the mean sparse update ΔW
-of each matrix becomes A = V_r^T, B = U_r S_r / s, the best factors of the adapter's rank; stage two is FedAvg of factors.
+of each matrix becomes A = V_r^T, B = U_r S_r / s, the best factors of the adapter's rank; stage two averages factors.
 What rank r cannot hold is dropped (as in the paper), or carried on top of the base.
 """
 
