@@ -106,7 +106,7 @@ PAGES = {
 def test_a_run_that_stopped_goes_on_to_the_same_bits(name):
     """The state and the clients' memories are all there is."""
     page, world = PAGES[name]
-    hub, start = world.hub(page), begin(page.layout if hasattr(page, "layout") else lora(2, 2))
+    hub, start = world.hub(page), begin(getattr(page, "layout", None) or lora(2, 2))
     whole = advance(page, hub, 4, start)
     first, second = world.hub(page), world.hub(page)
     half = advance(page, first, 2, start)[-1]
@@ -126,7 +126,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(name):
 @pytest.mark.parametrize("name", PAGES)
 def test_single_precision_stays_single(name):
     page, world = PAGES[name]
-    start = begin(page.layout if hasattr(page, "layout") else lora(2, 2))
+    start = begin(getattr(page, "layout", None) or lora(2, 2))
     hubs = world.hub(page), world.hub(page)
     exact, single = (
         page.model(advance(page, hub, 3, x)[-1]) for hub, x in zip(hubs, (start, start.float()), strict=True)

@@ -9,12 +9,14 @@ optimisers like AdamW there is no exact |a|; tau is used, which evens out the nu
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedloom.aggregate.rules import Mean
 from fedloom.aggregate.server import Momenta, ServerSgd
 from fedloom.algorithms.fitting import vectors
-from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs, Weighted
+from fedloom.algorithms.watching import Watch
+from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs, Rule, Weighted
 from fedloom.params import Params
 
 
@@ -75,7 +77,10 @@ class FedNova:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(), vectors({"d": len(s.x)}))
+        watch = Watch()
+        rules: dict[str, Rule] = {"d": watch.rule(Mean()), "tau": Mean()}
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors({"d": len(s.x)}))
+        watch.note(fed, torch.zeros_like(s.x))
         moved = s.x + got.value.tau * got.value.d
         x, memory = self.server.step(s.x, moved, s.memory)
         assert isinstance(x, Tensor)

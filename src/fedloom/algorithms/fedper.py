@@ -15,6 +15,7 @@ from torch import Tensor
 from fedloom.aggregate.rules import Mean
 from fedloom.aggregate.server import Momenta, ServerOptimizer, ServerSgd
 from fedloom.algorithms.fitting import vectors
+from fedloom.algorithms.watching import Watch
 from fedloom.contracts import Client, Federation, Message, Model, Needs, Weighted
 from fedloom.params import Layout, Params
 
@@ -76,7 +77,10 @@ class Split:
         """One round of the server: the shared leaves follow their mean."""
         names = self.shared(self.layout)
         shared = self.layout.take(s.x, names)
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(), vectors({"shared": shared.numel()}))
+        watch = Watch()
+        rules = {"shared": watch.rule(Mean())}
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors({"shared": shared.numel()}))
+        watch.note(fed, shared)
         term, memory = self.server.step(shared, got.value.shared, s.memory)
         assert isinstance(term, Tensor)  # a vector goes in
         return State(self.layout.put(s.x, names, term), memory)

@@ -23,6 +23,7 @@ from fedloom import lowrank
 from fedloom.aggregate.rules import Mean
 from fedloom.aggregate.terms import norm
 from fedloom.algorithms.fitting import misfit
+from fedloom.algorithms.watching import Watch
 from fedloom.contracts import Client, ClientFailed, ClientId, Federation, Message, Model, Needs, Rule
 from fedloom.lowrank import leading, matched, pairs, vector
 from fedloom.lowrank import plain_vector as plain
@@ -150,9 +151,10 @@ class HetLora:
         def down(client: int) -> Start:
             return Start(self.lower(s.x, fed.profile(client).layout))
 
-        rules: dict[str, Rule] = {"y": ByNorm(self.layout), "rank": Mean(uniform=True)}
+        watch = Watch()
+        rules: dict[str, Rule] = {"y": watch.rule(ByNorm(self.layout)), "rank": Mean(uniform=True)}
         got = fed.collect(self.local, down, fed.cohort(), rules, self.fits)
-        fed.note(rank=got.value.rank)
+        fed.note(rank=got.value.rank, drift=watch.sketch.drift(bare(s.x, self.layout)))
         return State(got.value.y)
 
     def fits(self, client: ClientId, up: Result) -> str | None:
@@ -234,6 +236,12 @@ def tail(leaves: Mapping[str, Tensor], layout: Layout, begin: Sequence[int], end
         for pair, t, r in zip(pairs(layout), begin, end, strict=True)
     ]
     return torch.stack(parts).sum()
+
+
+def bare(x: Params, layout: Layout) -> tuple[Tensor, ...]:
+    """(plain [Q], B_1, A_1, B_2, A_2, ...) of a vector [P], as clients send it."""
+    views = layout.views(x)
+    return (plain(x, layout), *(views[leaf.name] for pair in pairs(layout) for leaf in (pair.b, pair.a)))
 
 
 def _first(x: Params, layout: Layout, ranks: Sequence[int]) -> Params:

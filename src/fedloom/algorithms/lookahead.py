@@ -13,8 +13,9 @@ import torch
 
 from fedloom.aggregate.rules import Mean
 from fedloom.algorithms.fitting import vectors
+from fedloom.algorithms.watching import Watch
 from fedloom.contracts import Client, Federation, Message, Model, Needs
-from fedloom.params import Params
+from fedloom.params import Layout, Params
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Lookahead:
     """The server's stride; above 1 it goes beyond the mean."""
     rho: float = 0.1
     """The share of the rate that the steps of a round fall to."""
+    layout: Layout | None = None
+    """For the figures of LoRA rounds."""
     needs: Needs = Needs()
 
     def init(self, start: Params) -> State:
@@ -54,7 +57,10 @@ class Lookahead:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(uniform=True), vectors({"y": len(s.x)}))
+        watch = Watch(self.layout)
+        rules = {"y": watch.rule(Mean(uniform=True))}
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors({"y": len(s.x)}))
+        watch.note(fed, s.x, got.value.y)
         return State(torch.lerp(s.x, got.value.y, self.alpha))
 
     def model(self, s: State) -> Model:

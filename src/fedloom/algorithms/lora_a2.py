@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedloom.aggregate.rules import Mean
 from fedloom.algorithms.fitting import vectors
+from fedloom.algorithms.watching import Watch
 from fedloom.contracts import Client, ClientFailed, ClientId, Federation, Message, Model, Needs, Weighted
 from fedloom.lowrank import pairs
 from fedloom.params import Layout, Params
@@ -90,7 +91,10 @@ class LoraA2:
 
         names = trained(self.layout, turn)
         before = self.layout.take(s.x, names)
-        got = fed.collect(self.local, down, fed.cohort(), Mean(), vectors({"delta": before.numel()}))
+        watch = Watch()
+        rules = {"delta": watch.rule(Mean())}
+        got = fed.collect(self.local, down, fed.cohort(), rules, vectors({"delta": before.numel()}))
+        watch.note(fed, torch.zeros_like(before))
         return State(self.layout.put(s.x, names, before + got.value.delta))
 
     def model(self, s: State) -> Model:

@@ -13,8 +13,9 @@ import torch
 
 from fedloom.aggregate.rules import Mean
 from fedloom.algorithms.fitting import vectors
+from fedloom.algorithms.watching import Watch
 from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs
-from fedloom.params import Params
+from fedloom.params import Layout, Params
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class PFedMe:
     """Rate of θ; None: the round's."""
     beta: float = 1.0
     """β."""
+    layout: Layout | None = None
+    """For the figures of LoRA rounds."""
     needs: Needs = Needs(personal=True)
 
     def __post_init__(self) -> None:
@@ -72,7 +75,10 @@ class PFedMe:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), Mean(uniform=True), vectors({"w": len(s.x)}))
+        watch = Watch(self.layout)
+        rules = {"w": watch.rule(Mean(uniform=True))}
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors({"w": len(s.x)}))
+        watch.note(fed, s.x, got.value.w)
         return State(torch.lerp(s.x, got.value.w, self.beta))  # exactly the mean at beta = 1
 
     def model(self, s: State) -> Model:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from fedloom.aggregate.rules import Mean
 from fedloom.algorithms.fitting import vectors
-from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs, Trained
-from fedloom.params import Params
+from fedloom.algorithms.watching import Watch
+from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs, Rule, Trained
+from fedloom.params import Layout, Params
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Scaffold:
 
     server_lr: float = 1.0
     option: Literal["gradient", "I", "II"] = "gradient"
+    layout: Layout | None = None
+    """For the figures of LoRA rounds."""
 
     @property
     def needs(self) -> Needs:
@@ -68,7 +71,10 @@ class Scaffold:
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
         fits = vectors({"y": len(s.x), "dc": len(s.x)})
-        got = fed.collect(self.local, lambda _: Start(s.x, s.c), fed.cohort(), Mean(uniform=True), fits)
+        watch, mean = Watch(self.layout), Mean(uniform=True)
+        rules: dict[str, Rule] = {"y": watch.rule(mean), "dc": mean}
+        got = fed.collect(self.local, lambda _: Start(s.x, s.c), fed.cohort(), rules, fits)
+        watch.note(fed, s.x, got.value.y)
         share = len(got.clients) / len(fed.clients)
         return State(torch.lerp(s.x, got.value.y, self.server_lr), s.c + share * got.value.dc)
 

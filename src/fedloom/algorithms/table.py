@@ -113,7 +113,7 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
         case FedProxConfig():
             return FedProx(space, server, guard, mu=algorithm.mu)
         case ScaffoldConfig():
-            return Scaffold(server_lr=algorithm.server_lr, option=algorithm.option)
+            return Scaffold(server_lr=algorithm.server_lr, option=algorithm.option, layout=layout)
         case FedNovaConfig():
             return FedNova(algorithm.mu, setting.momentum, algorithm.server_momentum)
         case FedSwaConfig():
@@ -121,7 +121,7 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
             lr = setting.lr if algorithm.cycle is not None else None
             return FedSwa(space, server, guard, start=start, every=algorithm.every, cycle=algorithm.cycle, lr=lr)
         case LookaheadConfig():
-            return Lookahead(algorithm.alpha, algorithm.rho)
+            return Lookahead(algorithm.alpha, algorithm.rho, layout)
         case FedBuffConfig():
             return FedBuff(
                 buffer=algorithm.buffer, concurrency=setting.cohort, exponent=algorithm.exponent,
@@ -133,7 +133,7 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
         case PFedMeConfig():
             return PFedMe(
                 lam=algorithm.lam, rounds=algorithm.rounds, steps=algorithm.steps, lr=algorithm.lr,
-                personal_lr=algorithm.personal_lr, beta=algorithm.beta,
+                personal_lr=algorithm.personal_lr, beta=algorithm.beta, layout=layout,
             )  # fmt: skip
         case FedPerConfig():
             return FedPer(layout, tuple(algorithm.private), server)
