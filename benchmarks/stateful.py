@@ -42,7 +42,7 @@ from fedloom.runtime.site import Site, Tasks
 from fedloom.runtime.store import Memory, OnDisk, Store
 from fedloom.spaces.factors import Factors
 
-NUMBERS, COHORT, STEPS, ROUNDS, WARM, REPEATS = 100_000, 10, 5, 60, 5, 3
+NUMBERS, COHORT, STEPS, ROUNDS, WARM, REPEATS = 100_000, 10, 5, 60, 5, 5
 SIZES = FEW, MANY = 100, 100_000
 LAYOUT = Layout.of([Leaf("w", (NUMBERS,))])
 PAGES: dict[str, Callable[[], Any]] = {

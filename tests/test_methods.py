@@ -107,7 +107,9 @@ def test_clients_of_smaller_ranks_send_less_and_figures_are_noted(tmp_path):
     assert max(sizes) == parts.adapted.layout.size
 
 
-@pytest.mark.parametrize("name, exact", [("flora", True), ("fedex", True), ("ffa", True), ("fedit", False), ("scaffold", False)])
+@pytest.mark.parametrize(
+    "name, exact", [("flora", True), ("fedex", True), ("ffa", True), ("fedit", False), ("scaffold", False)]
+)
 def test_the_aggregation_error_says_which_spaces_are_exact(tmp_path, name, exact):
     seen: list[Event] = []
     extra = [] if name != "fedex" else ["aggregate.weighting=uniform"]

@@ -101,14 +101,13 @@ class Parts:
             self.base, config.adapter, config.seed, None if self.ranks is None else self.ranks.largest
         )
         self._layouts: dict[tuple[int, ...], Layout] = {}
-        self.algorithm: Algorithm[Any] = (
-            table.build(config.algorithm, config.aggregate, self._setting()) if algorithm is None else algorithm
-        )
+        self.algorithm: Algorithm[Any] = built(config, self._setting()) if algorithm is None else algorithm
         _check_needs(self.algorithm, config)
         self.evaluation = Evaluation(self.algorithm, config.evaluate)
         self.tasks = Tasks(self.algorithm, self.evaluation)
         self.everybody = self._global_rows()
-        self.home = HomeRows(self.data.pooled() if self.algorithm.needs.pooled_data else None, self.everybody)
+        pooled = self.data.pooled(self.holdouts) if self.algorithm.needs.pooled_data else None
+        self.home = HomeRows(pooled, self.everybody)
 
     def profile(self, client: ClientId) -> Profile:
         """What the server knows of a client."""
@@ -188,6 +187,7 @@ class Parts:
         if self.ranks is not None:
             for client in self.clients if self.ranks.differ else [0]:
                 levels |= set(self.ranks.of(client, modules).values())
+            levels |= set(self.ranks.largest(modules).values())  # of clients that only are evaluated, too
         args = c.local.optimizer.args
         return Setting(
             layout=layout, seed=c.seed, rounds=c.federation.rounds, cohort=self.cohort, lr=c.local.lr,
@@ -239,6 +239,18 @@ def cohort_size(cohort: int | str, clients: int) -> int:
     if cohort > clients:
         raise UserError(f"federation.cohort={cohort}, but there are {clients} clients; ask for at most that many")
     return cohort
+
+
+def built(config: Config, setting: Setting) -> Algorithm[Any]:
+    """The page of the recipe.
+
+    Raises:
+        UserError: it cannot be made for this adapter.
+    """
+    try:
+        return table.build(config.algorithm, config.aggregate, setting)
+    except ValueError as error:
+        raise UserError(f"algorithm={config.algorithm.name}: {error}") from None
 
 
 def client_ranks(config: Config, overrides: Mapping[ClientId, ClientOverride], clients: int) -> Ranks | None:

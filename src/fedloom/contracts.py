@@ -63,7 +63,7 @@ class TooFewReplies(Exception):
 
     def __init__(self, counted: int, wanted: int, missing: Mapping[ClientId, Missing]) -> None:
         reasons = "; ".join(f"client {i}: {m.reason}, {m.detail}" for i, m in list(missing.items())[:3])
-        super().__init__(f"{counted} replies counted, {wanted} are needed ({reasons or 'nobody was asked'})")
+        super().__init__(f"{counted} replies counted, {wanted} are needed" + (f" ({reasons})" if reasons else ""))
         self.missing = dict(missing)
 
 
@@ -197,7 +197,7 @@ class Got:
                 do in an empty round looks at `clients` first.
         """
         if not self.clients:
-            raise NobodyReplied("no reply counted, so there is no value; look at `clients` before `value`")
+            raise NobodyReplied("nobody was asked, or no reply counted")
         return Combined(self.fields)
 
 
@@ -386,7 +386,10 @@ class Federation(Protocol):
     def receive(
         self, count: int, rule: Rules, weigh: Callable[[Any], float] | None = None, fits: Fits | None = None
     ) -> Got:
-        """Wait for the next `count` replies; `weigh` (of a message) multiplies their weights."""
+        """Wait for the next `count` replies; `weigh` (of a message) multiplies their weights.
+
+        Unlike `collect` it wants no least number of replies: look at `clients` before `value`.
+        """
 
     def busy(self) -> frozenset[ClientId]:
         """Clients with work in flight."""

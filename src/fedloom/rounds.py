@@ -8,6 +8,7 @@ from typing import Any
 
 from fedloom.contracts import Algorithm, NobodyReplied, TooFewReplies
 from fedloom.errors import RunStopped
+from fedloom.events import Noted
 from fedloom.runtime.federation import Hub
 
 
@@ -24,16 +25,20 @@ def one_round(algorithm: Algorithm[Any], state: Any, hub: Hub, retries: int) -> 
         hub.attempt = attempt
         try:
             return algorithm.round(state, hub)
-        except NobodyReplied:
+        except NobodyReplied as nobody:
             hub.rewind(hub.round)
             hub.restore(before)
+            hub.events(Noted(f"round {hub.round + 1} changes nothing: {nobody}", "warning"))
             return state
         except TooFewReplies as few:
             hub.rewind(hub.round)
             hub.restore(before)
             hub.traffic = hub.traffic.again()
             problem = str(few)
-    raise RunStopped(f"round {hub.round + 1} failed {retries + 1} times: {problem}")
+    raise RunStopped(
+        f"round {hub.round + 1} failed {retries + 1} times: {problem}. Ask more clients (federation.cohort), want "
+        "fewer replies (federation.min_replies, aggregate.rule), or see above why replies are missing"
+    )
 
 
 def advance(

@@ -47,6 +47,12 @@ REFUSED = {
     "{algorithm: {name: fedswa, cycle: 0.001}}": "a cycle of one round",
     "{algorithm: {name: fednova, mu: 0.1}, local: {optimizer: {name: sgd, args: {momentum: 0.9}}}}": "Drop one",
     "{algorithm: {name: fedavg, keep_inner: true}, aggregate: {space: turns}}": "optimiser remembers",
+    "{algorithm: {name: scaffold, option: II}}": "local.max_grad_norm is 1, but option II",
+    "{algorithm: fednova, local: {optimizer: {name: sgd, args: {nesterov: true, momentum: 0.9}}}}": "has nesterov",
+    "{algorithm: fednova, clients: {0: {lr: 0.1}}}": "compares steps of one rate",
+    "{algorithm: pfedme, attack: scaled}": "trains several times",
+    "{aggregate: {space: {name: turns, first: A, alternate: false}}}": "nothing is ever learned",
+    "{aggregate: {rule: krum}, federation: {holdout: 7}, partition: {clients: 10}}": "but 3 clients are asked",
     "{algorithm: fedper}": "algorithm.private is not given, but it is needed",
     "{algorithm: {name: fedper, private: []}}": "algorithm.private",
     "{algorithm: diloco, aggregate: {server_optimizer: adam}}": "diloco means aggregate.server_optimizer.name=sgd",
@@ -73,6 +79,9 @@ def test_what_cannot_work_is_refused_in_words(tmp_path, text):
         "{algorithm: ffa, aggregate: {rule: median, server_optimizer: yogi}}",
         "{algorithm: slora}",
         "{algorithm: fedsa}",
+        "{algorithm: fedswa, aggregate: {space: turns}}",
+        "{algorithm: ditto, aggregate: {space: turns}}",
+        "{algorithm: pfedme, attack: label_flip}",
         "{algorithm: diloco, federation: {sampling: cyclic, holdout: 2}}",
         "{adapter: {kind: full}, algorithm: scaffold}",
         "{clients: {0: {rank: 8}}, adapter: {rank: 8}}",
@@ -94,5 +103,5 @@ def test_settings_without_effect_are_told_and_harmless(tmp_path):
     said = without_effect(loaded(tmp_path, "{algorithm: scaffold, aggregate: {server_optimizer: {momentum: 0.9}}}"))
     assert said == ["aggregate.server_optimizer has no effect: scaffold has a server step of its own"]
     assert without_effect(loaded(tmp_path, "{algorithm: fedavg, aggregate: {server_optimizer: {momentum: 0.9}}}")) == []
-    weighted = "{algorithm: lookahead, aggregate: {weighting: dataset}}"
+    weighted = "{algorithm: lookahead, aggregate: {weighting: examples}}"
     assert "lookahead counts all clients alike" in without_effect(loaded(tmp_path, weighted))[0]

@@ -232,6 +232,6 @@ class AggregateConfig(Strict):
     rule: RuleConfig = MeanConfig()
     space: SpaceConfig = FactorsConfig()
     weighting: Literal["examples", "dataset", "uniform"] = Field(
-        "examples", description="A client's weight: examples seen this round, rows held, or 1."
+        "dataset", description="A client's weight: examples seen this round, training rows held, or 1."
     )
     server_optimizer: ServerOptimizerConfig = ServerSgdConfig()

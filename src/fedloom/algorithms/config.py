@@ -6,8 +6,9 @@ from pydantic import Field
 
 from fedloom.settings import Strict
 
-Spaces = Literal["any", "factors", "one"]
-"""Which spaces a page takes: any, only the trained numbers themselves (`factors`), or it brings its own (`one`)."""
+Spaces = Literal["any", "linear", "factors", "one"]
+"""Which spaces a page takes: any, those whose terms are vectors (`linear`), only the trained numbers themselves
+(`factors`), or it brings its own (`one`)."""
 
 Weighting = Literal["any", "uniform", "dataset"]
 
@@ -20,6 +21,8 @@ class AlgorithmSettings(Strict):
     """Whether `aggregate.weighting` counts (any), or the page has one way: clients alike, or by rows held."""
     server: ClassVar[bool] = False
     """Whether `aggregate.server_optimizer` counts."""
+    descents: ClassVar[Literal["one", "several"]] = "one"
+    """Whether what a client sends comes of one training, which a simulated attacker may change."""
     guarded: ClassVar[bool] = False
     """Whether `aggregate.rule` counts."""
 
@@ -73,6 +76,7 @@ class FedSwaConfig(AlgorithmSettings):
 
     server: ClassVar[bool] = True
     guarded: ClassVar[bool] = True
+    spaces: ClassVar[Spaces] = "linear"
     name: Literal["fedswa"] = "fedswa"
     start: float = Field(0.75, ge=0, lt=1, description="Share of the rounds after which averaging starts.")
     every: int = Field(1, ge=1, description="Rounds between models that enter the average.")
@@ -104,7 +108,7 @@ class FedBuffConfig(AlgorithmSettings):
 class DittoConfig(AlgorithmSettings):
     """Ditto: a model of its own for every client, near the shared one (Li et al. 2021)."""
 
-    spaces: ClassVar[Spaces] = "factors"
+    spaces: ClassVar[Spaces] = "linear"
     server: ClassVar[bool] = True
     guarded: ClassVar[bool] = True
     name: Literal["ditto"] = "ditto"
@@ -115,6 +119,7 @@ class PFedMeConfig(AlgorithmSettings):
     """pFedMe: personal models by Moreau envelopes (Dinh et al. 2020)."""
 
     weighted: ClassVar[Weighting] = "uniform"
+    descents: ClassVar[Literal["one", "several"]] = "several"
     name: Literal["pfedme"] = "pfedme"
     lam: float = Field(15.0, gt=0, description="Pull of the personal model towards the client's own shared one.")
     rounds: int = Field(20, ge=1, description="Local rounds, one batch each; in place of local.steps.")
@@ -136,6 +141,7 @@ class FedRepConfig(AlgorithmSettings):
     """FedRep: private tensors are trained first, then the shared ones (Collins et al. 2021)."""
 
     server: ClassVar[bool] = True
+    descents: ClassVar[Literal["one", "several"]] = "several"
     name: Literal["fedrep"] = "fedrep"
     private: list[str] = Field(min_length=1, description="Shell patterns of the tensors that stay, such as *.B.")
     head_steps: int = Field(8, ge=1, description="Steps on the private tensors; in place of local.steps.")
@@ -147,6 +153,7 @@ class DualConfig(AlgorithmSettings):
 
     server: ClassVar[bool] = True
     guarded: ClassVar[bool] = True
+    spaces: ClassVar[Spaces] = "linear"
     name: Literal["dual"] = "dual"
 
 
@@ -165,6 +172,7 @@ class LoraA2Config(AlgorithmSettings):
     """LoRA-A²: A and B in turns, and only the rank slots that matter (Koo et al. 2025)."""
 
     spaces: ClassVar[Spaces] = "one"
+    descents: ClassVar[Literal["one", "several"]] = "several"
     name: Literal["lora_a2"] = "lora_a2"
     rank: int = Field(4, ge=1, description="Slots each client trains, per adapted module on average.")
     ratio: float = Field(5.0, gt=0, description="Learning rate of B over that of A.")

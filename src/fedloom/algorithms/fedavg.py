@@ -27,6 +27,7 @@ from fedloom.contracts import (
     Message,
     Model,
     Needs,
+    NobodyReplied,
     Rule,
     Space,
     Term,
@@ -95,8 +96,11 @@ class FedAvg:
                 starts[layout] = Start(self.space.lower(s.x, layout), s.carry, fed.round)
             return starts[layout]
 
+        cohort = fed.cohort()
+        if self.guard is not None and len(cohort) < self.guard.least:
+            raise NobodyReplied(f"{len(cohort)} clients could be asked, the rule needs {self.guard.least} replies")
         rules = {"y": self.rule(point, phase, sketch)}
-        got = fed.collect(self.local, down, fed.cohort(), rules, self.fits(fed, phase))
+        got = fed.collect(self.local, down, cohort, rules, self.fits(fed, phase))
         term, memory = self.server.step(point, got.value.y, s.memory[phase])
         x, carry = self.space.close(s.x, s.carry, term, fed.round)
         mean = (x, carry) if self.server.plain else self.space.close(s.x, s.carry, got.value.y, fed.round)

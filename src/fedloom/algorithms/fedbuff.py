@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedloom.aggregate.rules import Gather, Mean
 from fedloom.algorithms.fitting import vectors
-from fedloom.contracts import Client, Federation, Message, Model, Needs, Rule
+from fedloom.contracts import Client, ClientFailed, ClientId, Federation, Fits, Message, Model, Needs, Rule
 from fedloom.params import Params
 
 
@@ -46,7 +46,8 @@ class State:
 class FedBuff:
     """Asynchronous averaging: one round is one full buffer.
 
-    Where a buffer stays short (clients failed, or nobody else is at work), the divisor is the number of updates in it.
+    Whoever fails or comes too late takes no place in the buffer. Where it stays short because nobody else is at work,
+    the divisor is the number of updates in it.
     """
 
     buffer: int = 10
@@ -81,17 +82,30 @@ class FedBuff:
         ages: list[int] = []
         counted, wanted = 0.0, self.buffer
         while wanted:
-            got = fed.receive(wanted, rules, weigh, vectors({"dy": len(s.x)})).value
-            came = [(s.t - t, n) for (t, _), (n, _) in zip(got.t, got.n, strict=True)]
-            total = total + got.dy
-            counted += sum(n for age, n in came if not self.too_old(age))
-            ages += [age for age, _ in came]
-            # who came too late takes no place in the buffer; others may still be on their way
-            wanted = sum(self.too_old(age) for age, _ in came) if fed.busy() else 0
-        fed.note(staleness=sum(ages) / len(ages), too_old=sum(map(self.too_old, ages)))
+            got = fed.receive(wanted, rules, weigh, self.fits(s))
+            if got.clients:
+                came = [(s.t - t, n) for (t, _), (n, _) in zip(got.value.t, got.value.n, strict=True)]
+                total = total + got.value.dy
+                counted += sum(n for age, n in came if not self.too_old(age))
+                ages += [age for age, _ in came]
+            # who failed or came too late takes no place in the buffer; others may still be on their way
+            wanted = self.buffer - sum(not self.too_old(age) for age in ages) if fed.busy() else 0
+        if ages:
+            fed.note(staleness=sum(ages) / len(ages), too_old=sum(map(self.too_old, ages)))
         if counted == 0:
             return s
         return State(s.x + self.server_lr / counted * total, s.t + 1)
+
+    def fits(self, s: State) -> Fits:
+        """Whether an update is of a version there was, and counts for something."""
+        shape = vectors({"dy": len(s.x)})
+
+        def fits(client: ClientId, up: Update) -> str | None:
+            if not 0 <= up.t <= s.t or up.n <= 0:
+                return f"it is of version {up.t} with weight {up.n:g}; versions so far are 0 to {s.t}"
+            return shape(client, up)
+
+        return fits
 
     def too_old(self, age: int) -> bool:
         """Whether an update of this age is left out."""
@@ -104,6 +118,8 @@ class FedBuff:
     async def local(self, down: Start, client: Client) -> Update:
         """One client: train from x, send the way gone."""
         run = await client.descend(down.x)
+        if not run.steps:
+            raise ClientFailed("it took no step, so it has no way to tell of")
         return Update(run.y - down.x, down.t, client.weight(run) if self.weighted else 1.0)
 
     async def personal(self, down: Model, client: Client) -> Model:

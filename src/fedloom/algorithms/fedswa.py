@@ -13,7 +13,7 @@ import torch
 
 from fedloom.algorithms import fedavg
 from fedloom.algorithms.fedavg import FedAvg, Result, Start
-from fedloom.contracts import Client, Federation, Model
+from fedloom.contracts import Client, Federation, Model, NobodyReplied
 from fedloom.params import Params
 
 
@@ -66,7 +66,10 @@ class FedSwa(FedAvg):
         Raises:
             ValueError: what was learned leaves the shared weights for the base.
         """
-        base = super().round(s, fed)
+        try:
+            base = super().round(s, fed)
+        except NobodyReplied:  # the shared weights stay, and are sampled all the same
+            base = s
         if base.carry:
             raise ValueError(
                 "fedswa averages the trained numbers of several rounds, but this space moves what was learned into the "

@@ -14,7 +14,7 @@ import torch
 from fedloom.aggregate.rules import Mean
 from fedloom.algorithms.fitting import vectors
 from fedloom.algorithms.watching import Watch
-from fedloom.contracts import Client, Federation, Message, Model, Needs
+from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs
 from fedloom.params import Layout, Params
 
 
@@ -70,6 +70,8 @@ class Lookahead:
     async def local(self, down: Start, client: Client) -> Result:
         """One client: train from x with a falling rate, send what came out."""
         run = await client.descend(down.x, decay=self.rho)
+        if not run.steps:
+            raise ClientFailed("it took no step, so it has nothing to send")
         return Result(run.y)
 
     async def personal(self, down: Model, client: Client) -> Model:

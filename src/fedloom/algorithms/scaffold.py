@@ -6,7 +6,8 @@ clients, S those that replied, eta the server's rate; vectors are [P]. Steps fol
 means: x + eta mean_S (y - x), and c + (|S| / N) mean_S (c_i+ - c_i).
 
 What c_i+ is:
-- `I`: the gradient of the client's loss at x, by one more pass over its rows.
+- `I`: the gradient of the client's loss at x, by one more pass over its rows: the mean over the batches of that pass,
+  with dropout as in training.
 - `II`: c_i - c + (x - y) / (sum of learning rates), nearly free, right for plain SGD only.
 - `gradient`: the mean of the steps' own gradients, before correction and clipping. For plain SGD at a constant rate
   this is option II, which takes the correction off again. It stays a gradient with any optimiser, but the paper's

@@ -117,7 +117,7 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
         case FedNovaConfig():
             return FedNova(algorithm.mu, setting.momentum, algorithm.server_momentum)
         case FedSwaConfig():
-            start = round(algorithm.start * setting.rounds)
+            start = min(int(algorithm.start * setting.rounds), setting.rounds - 1)
             lr = setting.lr if algorithm.cycle is not None else None
             return FedSwa(space, server, guard, start=start, every=algorithm.every, cycle=algorithm.cycle, lr=lr)
         case LookaheadConfig():

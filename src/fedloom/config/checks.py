@@ -69,11 +69,17 @@ def cohort_size(config: Config) -> Found:
 
 
 def asked_clients(config: Config) -> int | None:
-    """Clients asked in a round, as far as the configuration alone can tell; a share asks at least one."""
-    clients, cohort = config.partition.clients, config.federation.cohort
+    """Clients asked in a round, as far as the configuration alone can tell; a share asks at least one.
+
+    By a trace or by coins it may be fewer; then a round may pass without a change.
+    """
+    clients, cohort, held = config.partition.clients, config.federation.cohort, config.federation.holdout
     if isinstance(cohort, int):
         return cohort
-    return None if clients is None else max(1, round(clients * float(cohort.removesuffix("%")) / 100))
+    if clients is None or isinstance(held, list):
+        return None
+    out = held if isinstance(held, int) else max(1, round(clients * float(held.removesuffix("%")) / 100))
+    return max(1, round((clients - out) * float(cohort.removesuffix("%")) / 100))
 
 
 def cohort_not_empty(config: Config) -> Found:

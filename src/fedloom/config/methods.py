@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 from fedloom.adapters.config import LoraConfig
 from fedloom.aggregate.config import (
+    AggregateConfig,
     BulyanConfig,
     FactorsConfig,
     KrumConfig,
@@ -16,6 +17,7 @@ from fedloom.aggregate.config import (
     ServerSgdConfig,
     SlicesConfig,
     SparseConfig,
+    TurnsConfig,
 )
 from fedloom.algorithms.config import (
     FedAvgConfig,
@@ -24,6 +26,7 @@ from fedloom.algorithms.config import (
     FedSwaConfig,
     HetLoraConfig,
     PFedMeConfig,
+    ScaffoldConfig,
 )
 from fedloom.config.schema import Config
 
@@ -34,7 +37,7 @@ Said: TypeAlias = Iterator[tuple[str, ...]]
 def space_and_algorithm(config: Config) -> Said:
     """Pages that do algebra on the trained numbers, or bring their own geometry, take no other space."""
     algorithm, space = config.algorithm, config.aggregate.space
-    if algorithm.spaces == "any" or isinstance(space, FactorsConfig):
+    if algorithm.spaces == "any" or isinstance(space, FactorsConfig) or (algorithm.spaces == "linear" and space.linear):
         return
     why = "brings its own" if algorithm.spaces == "one" else "works on the trained numbers themselves"
     yield (
@@ -50,8 +53,22 @@ def rule_and_algorithm(config: Config) -> Said:
     if not algorithm.guarded and not isinstance(aggregate.rule, MeanConfig):
         text = f"is {aggregate.rule.name}, but {algorithm.name} combines replies by itself. Use algorithm=fedavg."
         yield text, "aggregate.rule", "algorithm"
+    changed = config.attack.name not in ("none", "label_flip")
+    if algorithm.descents == "several" and changed:
+        text = (
+            f"is {config.attack.name}, which changes what a training gives, but {algorithm.name} trains several times "
+        )
+        yield f"{text}before it sends. Use label_flip, or another algorithm.", "attack", "algorithm"
     if algorithm.name == "centralized" and config.attack.name != "none":
         yield f"is {config.attack.name}, but no client trains under centralized. Leave it out.", "attack", "algorithm"
+
+
+def turns_that_learn(config: Config) -> Said:
+    """B begins at zero, and beside a zero B no gradient reaches A."""
+    space = config.aggregate.space
+    if isinstance(space, TurnsConfig) and space.first == "A" and not space.alternate:
+        text = "is A in every round, but B stays zero beside it and nothing is ever learned. Use B, or alternate."
+        yield text, "aggregate.space.first", "aggregate.space"
 
 
 def without_effect(config: Config) -> list[str]:
@@ -59,9 +76,14 @@ def without_effect(config: Config) -> list[str]:
     algorithm, aggregate, said = config.algorithm, config.aggregate, []
     if not algorithm.server and aggregate.server_optimizer != ServerSgdConfig():
         said.append(f"aggregate.server_optimizer has no effect: {algorithm.name} has a server step of its own")
-    if algorithm.weighted != "any" and aggregate.weighting not in ("examples", algorithm.weighted):
+    if algorithm.weighted != "any" and aggregate.weighting not in (AggregateConfig().weighting, algorithm.weighted):
         how = "counts all clients alike" if algorithm.weighted == "uniform" else "weights clients by the rows they hold"
         said.append(f"aggregate.weighting={aggregate.weighting} has no effect: {algorithm.name} {how}")
+    if isinstance(algorithm, FedBuffConfig):
+        if not algorithm.weighted_updates and aggregate.weighting != AggregateConfig().weighting:
+            said.append("aggregate.weighting has no effect without algorithm.weighted_updates")
+    elif any(one.speed != 1 for one in config.clients.values()):
+        said.append(f"clients.*.speed has no effect: {algorithm.name} waits for everybody")
     return said
 
 
@@ -206,6 +228,24 @@ def numbers_of_pages(config: Config) -> Said:
         yield text, "algorithm.lr", "algorithm.lam"
     if isinstance(algorithm, FedSwaConfig) and algorithm.cycle is not None and algorithm.every == 1:
         yield "is given, but a cycle of one round has no room to fall. Raise algorithm.every.", "algorithm.cycle"
+    optimizer, local = config.local.optimizer, config.local
+    if isinstance(algorithm, ScaffoldConfig) and algorithm.option == "II":
+        spoils = [
+            ("local.max_grad_norm", local.max_grad_norm, "Use null"),
+            ("local.optimizer.weight_decay", optimizer.weight_decay, "Use 0"),
+        ]
+        for key, value, remedy in spoils:
+            if value:
+                text = f"is {value:g}, but option II reads gradients from how far plain SGD went. {remedy}, or option "
+                yield f"{text}gradient.", key, "algorithm.option"
+    if isinstance(algorithm, FedNovaConfig):
+        for name in ("nesterov", "dampening"):
+            if optimizer.args.get(name):
+                text = f"has {name}, for which FedNova's normalisation is not known. Leave it out."
+                yield text, "local.optimizer.args", "algorithm"
+        if any(one.lr is not None for one in config.clients.values()):
+            text = "gives single clients a learning rate, but FedNova compares steps of one rate. Leave lr out."
+            yield text, "clients", "algorithm"
     momentum = config.local.optimizer.args.get("momentum", 0) if config.local.optimizer.name.lower() == "sgd" else 0
     if isinstance(algorithm, FedNovaConfig) and algorithm.mu and momentum:
         text = "is not 0 while clients use momentum: FedNova has a normalisation for each, not for both. Drop one."
@@ -221,6 +261,7 @@ def numbers_of_pages(config: Config) -> Said:
 METHODS: Final = (
     space_and_algorithm,
     rule_and_algorithm,
+    turns_that_learn,
     lora_needed,
     mixed_ranks,
     number_by_number,

@@ -6,7 +6,7 @@ nothing at the start. A shelf of bounded size keeps what was encoded last.
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fedloom.data.config import DataConfig, PartitionConfig
@@ -110,10 +110,11 @@ class FederatedData:
         self.template_name = encoder.template_name
         self._pooled: ClientRows | None = None
 
-    def pooled(self) -> ClientRows:
-        """All clients' rows as one client named `centralized`."""
+    def pooled(self, without: Collection[int] = ()) -> ClientRows:
+        """All clients' rows as one client named `centralized`, but for those of clients `without`."""
         if self._pooled is None:
-            rows = {split: [row for client in self.clients for row in client.rows(split)] for split in SPLITS}
+            kept = [client for i, client in enumerate(self.clients) if i not in without]
+            rows = {split: [row for client in kept for row in client.rows(split)] for split in SPLITS}
             self._pooled = ClientRows("centralized", rows, self.encoder)
         return self._pooled
 

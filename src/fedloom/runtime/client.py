@@ -95,7 +95,9 @@ class LocalClient:
         return rng.key(self._root, purpose)
 
     def weight(self, run: Trained) -> float:
-        """How much a reply made of this training counts."""
+        """How much a reply made of this training counts; nothing without a step."""
+        if not run.steps:
+            return 0.0
         match self.plan.weighting:
             case "examples":
                 return float(run.examples)
@@ -229,5 +231,6 @@ class _Noted:
         run = yield self.call
         if self.client.attack is not None:
             run = self.client.attack(self.x, run, self.client.key(f"attack {len(self.client.runs)}"))
-        self.client.runs.append(run)
+        if run.lr_sum > 0 or not run.steps:  # a look at gradients is no training
+            self.client.runs.append(run)
         return run

@@ -187,13 +187,14 @@ class Hub:
     def receive(
         self, count: int, rule: Rules, weigh: Callable[[Any], float] | None = None, fits: Fits | None = None
     ) -> Got:
-        """The next `count` replies in virtual time."""
+        """The next `count` replies in virtual time.
+
+        Any number of them may not count: sent again they would fail again, so the page goes on with those it has.
+        """
         ready = [heapq.heappop(self._flight) for _ in range(min(count, len(self._flight)))]
         if ready:
             self._clock = max(flying.due for flying in ready)
-        return self._receive(
-            [flying.dispatch for flying in ready], rule, weigh, self.round + 1, self._min_replies, fits
-        )
+        return self._receive([flying.dispatch for flying in ready], rule, weigh, self.round + 1, 0, fits)
 
     def busy(self) -> frozenset[ClientId]:
         """Clients with work in flight."""

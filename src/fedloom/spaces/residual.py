@@ -42,10 +42,13 @@ class MeanAndProducts:
         """Empty sums."""
         return Both(Total(), Piled())
 
-    def add(self, acc: Both, value: Tensor, weight: float | None) -> Both:
-        """One more vector [P]."""
-        numbers = Mean(self.uniform).add(acc.numbers, value, weight)
-        return Both(numbers, Stack(self.uniform).add(acc.products, terms.of(value, self.layout), weight))
+    def add(self, acc: Both, value: Term, weight: float | None) -> Both:
+        """One more vector [P], or a term with products of its own (a guard adds the point it started from)."""
+        x, products = terms.split(value)
+        own = terms.of(x, self.layout)
+        whole = (own[0], *(factor for product in products for factor in product)) if products else own
+        numbers = Mean(self.uniform).add(acc.numbers, x, weight)
+        return Both(numbers, Stack(self.uniform).add(acc.products, whole, weight))
 
     def merge(self, left: Both, right: Both) -> Both:
         """Both sums as one."""

@@ -62,17 +62,22 @@ class Sparse:
         return lowrank.plain_vector(whole, self.layout), *lowrank.products(whole, self.layout)
 
     def close(self, shared: Params, carry: Carry, term: Term, round: int) -> tuple[Params, Carry]:
-        """The mean put in its place; in the last sparse round it becomes factors."""
+        """The mean put in its place; after the sparse stage it becomes factors, in the first round that has replies."""
         assert isinstance(term, torch.Tensor)
         new = self.layout.put(shared, self.active(self.phase(round), self.layout), term)
-        return self._switched(new, carry) if round + 1 == self.rounds else (new, carry)
+        return self._switched(new, carry) if round + 1 >= self.rounds and self._waiting(new) else (new, carry)
+
+    def _waiting(self, shared: Params) -> bool:
+        views = self.layout.views(shared)
+        return any(bool(views[f"{pair.module}.S"].any()) for pair in lowrank.pairs(self.layout))
 
     def _switched(self, shared: Params, carry: Carry) -> tuple[Params, Carry]:
         views = self.layout.views(shared)
         tensors, left_over = dict(views), list[torch.Tensor]()
         for pair in lowrank.pairs(self.layout):
             places = masks.entries(self.seed, pair.module, pair.outputs, pair.inputs, self.density)
-            update = masks.dense(views[f"{pair.module}.S"], places, pair.outputs, pair.inputs)
+            factors = pair.scale * views[pair.b.name] @ views[pair.a.name]  # zero, unless a round came in between
+            update = masks.dense(views[f"{pair.module}.S"], places, pair.outputs, pair.inputs) + factors
             unit = torch.eye(pair.inputs, dtype=update.dtype)
             a, b = lowrank.refactor(update, unit, pair.rank, pair.scale)
             tensors |= {pair.a.name: a, pair.b.name: b, f"{pair.module}.S": torch.zeros_like(views[f"{pair.module}.S"])}
