@@ -130,6 +130,19 @@ def test_held_out_clients_never_train_but_are_scored(tmp_path):
         assert len({row["client"] for row in csv.DictReader(file)}) == len(everybody)
 
 
+def test_the_pooled_baseline_does_not_see_held_out_rows(tmp_path):
+    parts = Parts(config(tmp_path, "centralized", "federation.holdout=[0-4]"))
+    held = sum(client.sizes["train"] for client in parts.data.clients[:5])
+    assert len(parts.home.get("train")) == sum(client.sizes["train"] for client in parts.data.clients) - held
+
+
+def test_ranks_of_clients_that_never_train_are_known_too(tmp_path):
+    """The largest rank is held out: the shared adapter still has it, and every rule can hold the shared point."""
+    ranks = ("clients.0-8.rank=1", "clients.9.rank=2", "federation.holdout=[9]")
+    run = experiment.run(config(tmp_path, "raflora", *ranks, "aggregate.rule=norm_bound", "algorithm=raflora"))
+    assert run.status == "finished"
+
+
 def test_attackers_change_what_is_learned_and_only_in_their_run(tmp_path):
     honest = experiment.run(config(tmp_path, "fedavg")).folder
     for attack in ("sign_flip", "gaussian", "scaled", "label_flip"):
@@ -163,7 +176,11 @@ def test_a_trace_decides_who_trains(tmp_path):
         (("clients.0.rank=4000",), "too large for"),
         (("federation.holdout=100%",), "none of"),
         (("attack=sign_flip", "attack.clients=[nobody]"), "attack.clients"),
-        (("federation.sampling=fixed",), "federation.sampling.clients is empty"),
+        (("algorithm=fedsa", "adapter.freeze=A"), "algorithm=fedper"),
+        (
+            ("algorithm=fedper", "aggregate.space=factors", "algorithm.private=['*.Q']"),
+            "no trained tensor has such a name",
+        ),
     ],
 )
 def test_what_only_data_or_model_can_tell_is_told_before_the_first_round(tmp_path, overrides, said):
