@@ -176,17 +176,24 @@ def test_a_trace_decides_who_trains(tmp_path):
         (("clients.0.rank=4000",), "too large for"),
         (("federation.holdout=100%",), "none of"),
         (("attack=sign_flip", "attack.clients=[nobody]"), "attack.clients"),
-        (("algorithm=fedsa", "adapter.freeze=A"), "algorithm=fedper"),
-        (
-            ("algorithm=fedper", "aggregate.space=factors", "algorithm.private=['*.Q']"),
-            "no trained tensor has such a name",
-        ),
     ],
 )
 def test_what_only_data_or_model_can_tell_is_told_before_the_first_round(tmp_path, overrides, said):
     with pytest.raises(UserError, match=said):
         experiment.run(config(tmp_path, "flexlora", *overrides))
     assert not list((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "name, more, said",
+    [
+        ("fedrep", "algorithm.private=['*.Q']", "no trained tensor has such a name"),
+        ("fedsa", "adapter.freeze=A", "nothing is left to share"),
+    ],
+)
+def test_what_a_page_cannot_do_with_this_adapter_is_a_users_mistake(tmp_path, name, more, said):
+    with pytest.raises(UserError, match=said):
+        experiment.run(config(tmp_path, name, more))
 
 
 def test_inner_state_is_kept_by_each_client(tmp_path):
