@@ -11,7 +11,7 @@ means nothing apart from its factor's other half. Weights do not count.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,20 +29,13 @@ Column = Callable[[Tensor], Tensor]
 class Median:
     """The middle value of each number; the mean of the two middle ones of an even count."""
 
+    coordinates: ClassVar[bool] = True
+    takes_one: ClassVar[bool] = False
+
     @property
     def least(self) -> int:
         """Fewest replies it can work with."""
         return 1
-
-    @property
-    def coordinates(self) -> bool:
-        """It needs a space of vectors."""
-        return True
-
-    @property
-    def takes_one(self) -> bool:
-        """It averages."""
-        return False
 
     def __call__(self, rule: Rule, point: Term, form: Form) -> Rule:
         """The guarded rule of one round.
@@ -63,6 +56,9 @@ class Median:
 class TrimmedMean:
     """The mean of each number without its k = floor(share n) largest and k smallest values."""
 
+    coordinates: ClassVar[bool] = True
+    takes_one: ClassVar[bool] = False
+
     share: float = 0.1
     """Part of the replies that is dropped on each side; below one half."""
 
@@ -76,16 +72,6 @@ class TrimmedMean:
     def least(self) -> int:
         """Fewest replies it can work with: n - 2 k is never below 1."""
         return 1
-
-    @property
-    def coordinates(self) -> bool:
-        """It needs a space of vectors."""
-        return True
-
-    @property
-    def takes_one(self) -> bool:
-        """It averages."""
-        return False
 
     def __call__(self, rule: Rule, point: Term, form: Form) -> Rule:
         """The guarded rule of one round; arguments and errors as for `Median`."""
@@ -107,6 +93,9 @@ class Bulyan:
     of their values the β = θ - 2 f nearest to the median are averaged.
     """
 
+    coordinates: ClassVar[bool] = True
+    takes_one: ClassVar[bool] = False
+
     f: int = 1
     """Hostile replies it withstands; n must be 4 f + 3 at least."""
 
@@ -117,16 +106,6 @@ class Bulyan:
     def least(self) -> int:
         """Fewest replies it can work with."""
         return 4 * self.f + 3
-
-    @property
-    def coordinates(self) -> bool:
-        """It needs a space of vectors."""
-        return True
-
-    @property
-    def takes_one(self) -> bool:
-        """It averages."""
-        return False
 
     def __call__(self, rule: Rule, point: Term, form: Form) -> Rule:
         """The guarded rule of one round; arguments and errors as for `Median`, but the form is used."""

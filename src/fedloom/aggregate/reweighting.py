@@ -10,7 +10,7 @@ the space's own rule with the weights found here, so that these guards work in e
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ class GeometricMedian:
     after few steps: each step takes about a factor n off its influence.
     """
 
+    coordinates: ClassVar[bool] = False
+    takes_one: ClassVar[bool] = False
+
     nu: float = 1e-5
     """ν, the distance below which a reply counts no more for being nearer; in the units of the form."""
     iterations: int = 4
@@ -48,16 +51,6 @@ class GeometricMedian:
     def least(self) -> int:
         """Fewest replies it can work with."""
         return 1
-
-    @property
-    def coordinates(self) -> bool:
-        """It looks at whole replies, so every space will do."""
-        return False
-
-    @property
-    def takes_one(self) -> bool:
-        """It averages."""
-        return False
 
     def __call__(self, rule: Rule, point: Term, form: Form) -> Rule:
         """The guarded rule of one round; arguments as for `Krum`."""
@@ -92,6 +85,9 @@ class NormBound:
     times the limit at most, where the form is what is averaged, or linear in it.
     """
 
+    coordinates: ClassVar[bool] = False
+    takes_one: ClassVar[bool] = False
+
     limit: float = 1.0
     """The largest distance, in the units of the form."""
 
@@ -103,16 +99,6 @@ class NormBound:
     def least(self) -> int:
         """Fewest replies it can work with."""
         return 1
-
-    @property
-    def coordinates(self) -> bool:
-        """It looks at whole replies, so every space will do."""
-        return False
-
-    @property
-    def takes_one(self) -> bool:
-        """It averages."""
-        return False
 
     def __call__(self, rule: Rule, point: Term, form: Form) -> Rule:
         """The guarded rule of one round; arguments as for `Krum`."""

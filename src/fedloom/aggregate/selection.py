@@ -10,7 +10,7 @@ the space's own rule, so that these guards work in every space. How large f shou
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,6 +25,9 @@ Form = Callable[[Term], Term]
 class Krum:
     """The reply with the smallest sum of squared distances to its n - f - 2 nearest others; weights do not count."""
 
+    coordinates: ClassVar[bool] = False
+    takes_one: ClassVar[bool] = True
+
     f: int = 1
     """Hostile replies it withstands; n must be 2 f + 3 at least."""
 
@@ -35,16 +38,6 @@ class Krum:
     def least(self) -> int:
         """Fewest replies it can work with."""
         return 2 * self.f + 3
-
-    @property
-    def coordinates(self) -> bool:
-        """It looks at whole replies, so every space will do."""
-        return False
-
-    @property
-    def takes_one(self) -> bool:
-        """The reply with the nearest neighbours."""
-        return True
 
     def __call__(self, rule: Rule, point: Term, form: Form) -> Rule:
         """The guarded rule of one round.
@@ -61,6 +54,9 @@ class Krum:
 class MultiKrum:
     """The plain mean of the m replies with Krum's lowest scores."""
 
+    coordinates: ClassVar[bool] = False
+    takes_one: ClassVar[bool] = False
+
     f: int = 1
     """Hostile replies it withstands; n must be 2 f + 3 at least."""
     m: int = 3
@@ -75,16 +71,6 @@ class MultiKrum:
     def least(self) -> int:
         """Fewest replies it can work with."""
         return max(2 * self.f + 3, self.m + self.f + 2)
-
-    @property
-    def coordinates(self) -> bool:
-        """It looks at whole replies, so every space will do."""
-        return False
-
-    @property
-    def takes_one(self) -> bool:
-        """It averages."""
-        return False
 
     def __call__(self, rule: Rule, point: Term, form: Form) -> Rule:
         """The guarded rule of one round; arguments as for `Krum`."""
