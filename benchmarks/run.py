@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("overhead", "quickstart", "registered", "real_data")
+NAMES = (
+    "overhead", "quickstart", "registered", "real_data", "aggregation", "geometry", "stateful", "attacks"
+)  # fmt: skip
 HERE = Path(__file__).parent
 
 

@@ -247,12 +247,28 @@ def in_order(a: Tensor, b: Tensor) -> bool:
     return straight and apart and bool((sizes[1:] <= sizes[:-1] + near * float(sizes.max())).all())
 
 
-def _exact(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """SVD of a product of float64 factors through the QR of both."""
-    ql, rl = torch.linalg.qr(left)
-    qr, rr = torch.linalg.qr(right.T)
+def _exact(left: Tensor, right: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD of a product of float64 factors through the QR of both; all of it, or the first `rank` triples.
+
+    Q is never built: applying its reflectors to a few columns costs a fraction of writing them all down.
+    """
+    ql, rl = _reflected(left)
+    qr, rr = _reflected(right.T)
     u, s, vt = torch.linalg.svd(rl @ rr.T, full_matrices=False)
-    return _signed(ql @ u, s, vt @ qr.T)
+    return _signed(_turned(ql, u[:, :rank]), s[:rank], _turned(qr, vt[:rank].T).T)
+
+
+def _reflected(matrix: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """QR of [n, k]: Q as Householder reflectors, and R [min(n, k), k]."""
+    packed, tau = torch.geqrf(matrix)
+    return (packed, tau), packed[: len(tau)].triu()
+
+
+def _turned(q: tuple[Tensor, Tensor], columns: Tensor) -> Tensor:
+    """Q times columns [min(n, k), c]: [n, c]."""
+    packed, tau = q
+    below = columns.new_zeros(packed.shape[0] - columns.shape[0], columns.shape[1])
+    return torch.ormqr(packed[:, : len(tau)], tau, torch.cat([columns, below]))
 
 
 def _best(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -260,7 +276,7 @@ def _best(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
     width, smaller = left.shape[1], min(left.shape[0], right.shape[1])
     followed = 2 * rank + EXTRA
     if smaller <= SMALL or width <= smaller // 4 or followed >= smaller // 2:
-        u, s, vt = _exact(left, right)
+        u, s, vt = _exact(left, right, rank)
     else:
         u, s, vt = _randomized(left, right, followed)
     u, s, vt = u[:, :rank], s[:rank], vt[:rank]

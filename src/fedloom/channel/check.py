@@ -27,7 +27,10 @@ def fault(up: Message, hidden: bool = False) -> Missing | None:
 
 def _finite(value: Tensor | float) -> bool:
     if isinstance(value, Tensor):
-        return bool(torch.isfinite(value).all())
+        if not value.is_floating_point():
+            return True
+        # a finite sum needs no second look; only one that is not may be an overflow of finite numbers
+        return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
     try:
         return math.isfinite(value)
     except OverflowError:  # a whole number no float can hold
