@@ -7,7 +7,7 @@ import torch
 
 from contract.links import Passing
 from fedloom.algorithms.ditto import Ditto
-from fedloom.algorithms.fedbuff import FedBuff
+from fedloom.algorithms.fedbuff import FedBuff, Start
 from fedloom.channel.codec import encode
 from fedloom.contracts import Missing, NobodyReplied, TooFewReplies
 from fedloom.errors import RunStopped
@@ -27,6 +27,10 @@ class Hub:
     traffic: Traffic = field(default_factory=Traffic)
     flight: int = 0
     rewound: list[int] = field(default_factory=list)
+    told: list[object] = field(default_factory=list)
+
+    def events(self, event: object) -> None:
+        self.told.append(event)
 
     def rewind(self, round: int) -> None:
         self.rewound.append(round)
@@ -128,6 +132,7 @@ def test_a_round_in_which_nobody_replied_changes_nothing_and_counts():
     assert seen == [(1, 0), (2, 10), (3, 10), (4, 20)]
     assert hub.rewound == [0, 2]
     assert hub.flight == 2  # the work of the two that changed something
+    assert [type(event).__name__ for event in hub.told] == ["Noted", "Noted"]
 
 
 class Nobody:
@@ -182,13 +187,31 @@ def test_a_failed_attempt_leaves_no_trace_in_memories():
     assert {i for i in range(12) if store.open(i).memory.entries} == second
 
 
+class Vain(FedBuff):
+    """Puts two to work and gives up."""
+
+    def round(self, s, fed):
+        fed.send(self.local, lambda _: Start(s.x, s.t), [0, 1])
+        raise TooFewReplies(0, 1, {})
+
+
 def test_a_failed_attempt_leaves_no_work_in_flight():
-    """Of four at work two are lost; what is in flight after the stop is what was before the round: nothing."""
+    """What is in flight after the stop is what was before the round: nothing."""
+    world, page = World(), Vain(buffer=2, concurrency=2)
+    hub = world.hub(page)
+    before = hub.snapshot()
+    with pytest.raises(RunStopped, match=r"federation\.cohort"):
+        one_round(page, page.init(world.start()), hub, retries=1)
+    assert hub.snapshot() == before
+    assert hub.busy() == frozenset()
+
+
+def test_what_is_lost_in_flight_makes_room_for_what_comes_next():
+    """Of four at work two are lost: the other two fill the buffer, whatever `min_replies` says of collects."""
     world = World(min_replies=2)
     page = FedBuff(buffer=2, concurrency=4)
     hub = world.hub(page, wrap=LosingFirst)
-    before = hub.snapshot()
-    with pytest.raises(RunStopped):
-        one_round(page, page.init(world.start()), hub, retries=0)
-    assert hub.snapshot() == before
+    state = one_round(page, page.init(world.start()), hub, retries=0)
+    assert state.t == 1
+    assert not torch.equal(state.x, world.start())
     assert hub.busy() == frozenset()

@@ -275,7 +275,7 @@ def _best(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
     """The first `rank` singular triples of a product of float64 factors, filled up with zeros."""
     width, smaller = left.shape[1], min(left.shape[0], right.shape[1])
     followed = 2 * rank + EXTRA
-    if smaller <= SMALL or width <= smaller // 4 or followed >= smaller // 2:
+    if smaller <= SMALL or width <= smaller // 2 or followed >= smaller // 2:
         u, s, vt = _exact(left, right, rank)
     else:
         u, s, vt = _randomized(left, right, followed)

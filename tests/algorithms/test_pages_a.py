@@ -66,9 +66,9 @@ def test_states_survive_a_checkpoint(name):
     assert float(page.model(state).x) == want[-1]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", sorted(set(PAGES) - {"fedswa", "fedbuff"}))
 def test_an_empty_round_has_no_value(name):
-    """The round loop keeps the state then."""
+    """The round loop keeps the state then; fedswa may sample in it all the same, fedbuff looks who is in flight."""
     page = PAGES[name]
     with pytest.raises(NobodyReplied):
         page.round(page.init(number(0.0)), Scalars(cohorts=((),)).hub(page))
