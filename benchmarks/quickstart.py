@@ -83,7 +83,7 @@ def alone(config: Any, sink: Any) -> dict[str, float]:
     done = run(config, [sink])
     from safetensors.torch import load_file
 
-    from fedloom.adapters.lora import from_peft
+    from fedloom.adapters.saved import from_peft
 
     parts = Parts(config)
     engine = Reference(parts.adapted, parts.tokenizer, parts.data.encoder.stop_ids)
@@ -92,7 +92,11 @@ def alone(config: Any, sink: Any) -> dict[str, float]:
     for client in parts.data.clients:
         file = done.folder / "adapters" / "clients" / client.name / "adapter_model.safetensors"
         x = from_peft(parts.adapted.layout, load_file(file))
-        engine.admit(Call(0, Evaluate(x, rows, ("loss", "exact_match"), 64, config.evaluate.max_new_tokens)))
+        engine.admit(
+            Call(
+                0, Evaluate(x, parts.adapted.layout, rows, ("loss", "exact_match"), 64, config.evaluate.max_new_tokens)
+            )
+        )
         ((_, score),) = engine.advance()
         exact.append(score.exact / score.answered)
     return {"alone": sum(exact) / len(exact)}

@@ -39,8 +39,6 @@ class Leaf:
     """True where the base weight is stored [in, out] (GPT-2's Conv1D)."""
     origin: Literal["value", "difference"] = "value"
     """`difference`: the vector holds what was added to the base's own value, so that a server needs no base."""
-    active: bool = True
-    """False: neither trained, sent nor touched by a server optimiser."""
 
     @property
     def size(self) -> int:
