@@ -120,6 +120,22 @@ def test_sketches_of_wide_matrices_are_close(seed):
     assert sketch.spread.mean[1].shape == (60 * 32,)
     assert sketch.drift(start) == pytest.approx(full.drift(start), rel=0.3)
     assert sketch.error(space.form(mean, 0)) == pytest.approx(full.error(space.form(mean, 0)), rel=0.3)
+
+
+@settings(deadline=None, derandomize=True, max_examples=5)
+@given(st.integers(0, 10**6))
+def test_sketches_of_large_matrices_are_close_and_small(seed):
+    layout = fed.lora({"w": 8}, {"w": 2.0}, {"w": (500, 400)}, plain=False)
+    ys = [fed.drawn(layout, seed + i) for i in range(5)]
+    group = fed.Group(layout, [layout] * 5, ys, [1.0, 2.0, 3.0, 4.0, 5.0])
+    space, sketch, full = Factors(layout), Sketch(), Sketch(columns=500)
+    mean = measured(space, group, sketch)
+    measured(space, group, full)
+    start = space.form(fed.drawn(layout, seed + 9), 0)
+    assert sketch.spread.mean[1].shape == (64 * 32,)
+    assert full.spread.mean[1].shape == (500 * 400,)
+    assert sketch.drift(start) == pytest.approx(full.drift(start), rel=0.25)
+    assert sketch.error(space.form(mean, 0)) == pytest.approx(full.error(space.form(mean, 0)), rel=0.25)
     again = Sketch()
     measured(space, group, again)
     assert again.drift(start) == sketch.drift(start)

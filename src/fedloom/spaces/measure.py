@@ -2,10 +2,10 @@
 
 Notation: W_i what client i has, p_i its share, W = Σ p_i W_i, W_0 where the round began, all free of gauge (plain
 leaves and products). drift = sqrt(Σ p_i |W_i - W|²) / |W - W_0|; error = |result - W| / |W| over the products alone.
-Products are seen through a fixed Gaussian matrix Ω [in, columns] with E |W Ω|² = |W|², the same for all modules of that
-width, so that a reply costs L (R Ω); where a matrix has no more columns than that, Ω is the identity and figures are
-exact. Mean and spread are updated
-together (Welford 1962; Chan et al. 1979 for merging): the difference of two large sums would lose them.
+Products are seen through fixed Gaussian matrices, Ψ W Ω with E |Ψ W Ω|² = |W|², the same for all modules of a size, so
+that a reply costs (Ψ L)(R Ω) in its own format and what is kept is small beside an adapter; a side with few numbers is
+seen whole, and figures of small matrices are exact. Mean and spread are updated together in float64 (Welford 1962; Chan
+et al. 1979 for merging): the difference of two large sums would lose them.
 """
 
 import math
@@ -63,7 +63,8 @@ class Sketch:
     """The figures of one round; a rule fills it, then it can be asked. Without replies every figure is nan."""
 
     columns: int = 32
-    """More columns make figures of wide matrices sharper: their relative error is about 1 / sqrt(columns · out)."""
+    """Seen of a wide matrix, and twice as many rows of a tall one. Figures are off by about 1 / sqrt(columns · rank),
+    the rank that of the differences."""
     seed: int = 0
     spread: Spread | None = None
 
@@ -90,18 +91,22 @@ class Sketch:
         plain, products = terms.split(term)
         yield plain.detach().reshape(-1)
         for left, right in products:
-            wide = right.detach().to(torch.float64)
-            yield (left.detach().to(torch.float64) @ (wide @ self._probe(wide.shape[1]))).reshape(-1)
+            exact = torch.promote_types(left.dtype, torch.float32)
+            tall, wide = left.detach().to(exact), right.detach().to(exact)
+            rows = 2 * self.columns
+            if len(tall) > 2 * rows:
+                tall = (tall.T @ self._probe("rows", len(tall), rows, exact)).T
+            if wide.shape[1] > self.columns:
+                wide = wide @ self._probe("columns", wide.shape[1], self.columns, exact)
+            yield (tall @ wide).reshape(-1)
 
-    def _probe(self, inputs: int) -> Tensor:
-        known: dict[int, Tensor] = self.__dict__.setdefault("_probes", {})
-        if inputs not in known:
-            if inputs <= self.columns:
-                known[inputs] = torch.eye(inputs, dtype=torch.float64)
-            else:
-                drawn = rng.normal(rng.key(self.seed, "sketch", inputs), inputs, self.columns)
-                known[inputs] = drawn / math.sqrt(self.columns)
-        return known[inputs]
+    def _probe(self, side: str, size: int, kept: int, dtype: torch.dtype) -> Tensor:
+        """[size, kept] Gaussian with E |x probe|² = |x|²."""
+        known: dict[tuple[str, int, torch.dtype], Tensor] = self.__dict__.setdefault("_probes", {})
+        if (side, size, dtype) not in known:
+            drawn = rng.normal(rng.key(self.seed, "sketch", side, size), size, kept) / math.sqrt(kept)
+            known[side, size, dtype] = drawn.to(dtype)
+        return known[side, size, dtype]
 
 
 @dataclass
