@@ -302,3 +302,14 @@ def test_what_refactor_writes_is_in_order_and_little_else(dtype):
     assert not lowrank.in_order(2 * a, b / 2)
     turn = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=dtype)
     assert not lowrank.in_order(torch.linalg.inv(turn) @ a, b @ turn)
+
+
+def test_factors_lie_in_memory_as_a_file_would_give_them_back():
+    """Else a run that goes on from a checkpoint multiplies the same numbers in another order."""
+    left, right = rng.normal(1, 40, 9), rng.normal(2, 9, 30)
+    made = [
+        *lowrank.refactor(left, right, 4, 0.5),
+        *lowrank.compress(torch.cat([left, left], dim=1), torch.cat([right, right])),
+        *lowrank.singular(left, right),
+    ]
+    assert [tensor.is_contiguous() for tensor in made] == [True] * len(made)

@@ -301,12 +301,14 @@ def _randomized(left: Tensor, right: Tensor, followed: int) -> tuple[Tensor, Ten
 
 
 def _signed(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same SVD with the free signs settled."""
+    """The same SVD with the free signs settled, row by row in memory as a file would give it back: products of numbers
+    that lie otherwise may differ in the last bit.
+    """
     if vt.numel() == 0:
         return u, s, vt
     top = vt.gather(1, vt.abs().argmax(dim=1, keepdim=True))
     sign = torch.where(top < 0, -1.0, 1.0).to(vt.dtype)
-    return u * sign.T, s, vt * sign
+    return (u * sign.T).contiguous(), s, (vt * sign).contiguous()
 
 
 def _others(rows: Tensor, count: int) -> Tensor:

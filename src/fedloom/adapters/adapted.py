@@ -142,7 +142,8 @@ class Adapted:
                     f"{extra.outputs} x {extra.inputs}"
                 )
             wide = pair is not None and pair[0].shape[1] > 0
-            extra.carry = (pair[0].to(self.w), pair[1].to(self.w)) if pair is not None and wide else None
+            here = [factor.to(self.w).contiguous() for factor in pair] if pair is not None and wide else None
+            extra.carry = (here[0], here[1]) if here is not None else None
 
 
 def _product(left: Tensor, right: Tensor, extra: Extra) -> bool:

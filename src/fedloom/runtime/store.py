@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, overload
 
+import torch
 from torch import Tensor
 
 from fedloom.atomic import write_bytes
@@ -198,4 +199,6 @@ class PendingState:
             raise TypeError(
                 f"client state {name!r}: a {type(value).__name__} cannot be kept; use tensors, numbers, text"
             )
-        self.written[name] = value.detach().clone() if isinstance(value, Tensor) else value
+        self.written[name] = (
+            value.detach().clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
+        )
