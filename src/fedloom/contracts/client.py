@@ -1,0 +1,168 @@
+"""One client's side: what its half of an algorithm may do, and what it hands to the driver."""
+
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, overload
+
+from torch import Tensor
+
+from fedloom.contracts.messages import Carry, ClientId, Message
+from fedloom.params import Layout, Params
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one local training gives its client."""
+
+    y: Params
+    """[P], weights after training."""
+    steps: int
+    """Optimiser steps taken."""
+    lr_sum: float
+    """Sum of the learning rates of those steps."""
+    examples: int
+    """Examples of those steps."""
+    tokens: int
+    """Labelled tokens of those steps."""
+    loss: float | None
+    """Mean over steps of the token-mean loss; None without a step."""
+    skipped: int = 0
+    """Steps left out: loss or gradient not finite, or nothing labelled."""
+    gradient: Params | None = None
+    """[P], mean of the raw gradients of the steps, when it was asked for."""
+    inner: Mapping[str, Tensor] | None = None
+    """The optimiser's state after the last step, when one was handed in."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of a client's trainings in one task, for logs; no algorithm reads it."""
+
+    steps: int = 0
+    skipped: int = 0
+    examples: int = 0
+    tokens: int = 0
+    loss: float | None = None
+
+
+Correct: TypeAlias = Callable[..., Tensor]
+"""(gradient, weights, *with_) -> gradient to apply; element by element, so that an engine may call it on parts."""
+Penalty: TypeAlias = Callable[..., Tensor]
+"""(trainable tensors by leaf name, *with_) -> a scalar added to the loss; differentiable."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[Result]):
+    """What a client's coroutine hands to the driver when it awaits the engine or its peers."""
+
+    client: ClientId
+    request: Any
+
+    def __await__(self) -> Generator["Call[Result]", Result, Result]:
+        return (yield self)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request to the other clients of the same collect: all wait until all have spoken."""
+
+    phase: str
+    payload: Message
+
+
+class ClientState(Protocol):
+    """A client's private memory. Writes count only when its reply counted and the round's checkpoint is on disk."""
+
+    @overload
+    def get(self, name: str, *, like: Tensor) -> Tensor: ...
+    @overload
+    def get(self, name: str) -> Any: ...
+    def get(self, name: str, *, like: Tensor | None = None) -> Any:
+        """The value; zeros shaped `like` that, or None, when there is none yet."""
+
+    def __setitem__(self, name: str, value: Tensor | float | int) -> None: ...
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all entries that begin so, sorted."""
+
+
+class Client(Protocol):
+    """What a client's half of an algorithm may do. One client's code is written for one client."""
+
+    @property
+    def id(self) -> ClientId:
+        """Its number."""
+
+    @property
+    def layout(self) -> Layout:
+        """What its vectors mean."""
+
+    @property
+    def state(self) -> ClientState:
+        """Its private memory."""
+
+    @property
+    def examples(self) -> int:
+        """Training rows it holds."""
+
+    @property
+    def lr(self) -> float:
+        """Base learning rate of this round."""
+
+    def weight(self, run: Trained) -> float:
+        """How much a reply made of this training counts, by `aggregate.weighting`."""
+
+    def key(self, purpose: str) -> int:
+        """A seed of its own for this task and purpose."""
+
+    def descend(
+        self,
+        x: Params,
+        *,
+        carry: Carry = (),
+        steps: int | None = None,
+        lr: float | None = None,
+        decay: float = 1.0,
+        train: Sequence[str] | None = None,
+        correct: Correct | None = None,
+        with_: Sequence[Tensor] = (),
+        penalty: Penalty | None = None,
+        batches: str | None = None,
+        one_batch: bool = False,
+        gradient: bool = False,
+        inner: Mapping[str, Tensor] | None = None,
+    ) -> Awaitable[Trained]:
+        """Train from `x` [P] as the recipe's `local` says, unless told otherwise.
+
+        Args:
+            x: where to start.
+            carry: what lies on top of the base meanwhile, frozen.
+            steps: optimiser steps; default: the recipe's.
+            lr: base learning rate; default: the round's. 0 looks at gradients without moving.
+            decay: the rate falls in a line over the K steps towards this share of it: step k has
+                lr (1 - k / K (1 - decay)).
+            train: names of the leaves that move; default: all.
+            correct: changes the gradient before clipping and the step, with the vectors of `with_` passed in.
+            with_: [P] each, handed to `correct` and `penalty`.
+            penalty: a further term of the loss.
+            batches: name of a batch stream; two trainings of one task with the same name see the same batches.
+            one_batch: every step sees the stream's first batch.
+            gradient: also return the mean raw gradient.
+            inner: state of the optimiser to go on from (empty: begin one), returned in `Trained.inner`; None: begin
+                anew and forget.
+        """
+
+    def passes(self, count: float = 1.0) -> int:
+        """Optimiser steps that see every training row `count` times."""
+
+    def probe(
+        self, points: Sequence[Params], *, carry: Carry = (), batches: str | None = None
+    ) -> Awaitable[list[float]]:
+        """Losses of one batch at each point, nothing saved for a backward pass."""
+
+    def logits(self, x: Params, *, carry: Carry = ()) -> Awaitable[Tensor]:
+        """The model's outputs at `x` on the public rows."""
+
+    def exchange(self, phase: str, payload: Message) -> Awaitable[Mapping[ClientId, Message]]:
+        """Speak to the other clients of this collect and hear them all."""
