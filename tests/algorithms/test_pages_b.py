@@ -92,7 +92,7 @@ PAGES = {
     "ditto": (Ditto(Factors(lora(2, 2)), ServerSgd(0.5, 0.9), lam=0.3), Matrices()),
     "pfedme": (PFedMe(lam=2.0, rounds=2, steps=3, lr=0.05), Matrices()),
     "fedper": (FedPer(lora(2, 2), ("*.B",), ServerSgd(0.5, 0.9)), Matrices()),
-    "fedrep": (FedRep(lora(2, 2), ("*.B",), 2, 3), Matrices()),
+    "fedrep": (FedRep(lora(2, 2), ("*.B",), head_steps=2, body_steps=3), Matrices()),
     "dual": (Dual(Factors(lora(2, 2))), Matrices()),
     "hetlora": (HetLora(lora(4, 3), gamma=0.7, lam=0.5), Matrices(layouts=(lora(4, 3), lora(2, 1)))),
     "lora_a2": (LoraA2(lora(2, 2), 1), Matrices()),

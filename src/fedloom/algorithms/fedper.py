@@ -43,13 +43,15 @@ class State:
     memory: Momenta
 
 
-class Split:
-    """A model in two parts, one of which stays with the clients; how both are trained is the page's."""
+@dataclass(frozen=True)
+class FedPer:
+    """Both parts are trained together. All clients have one layout."""
 
     layout: Layout
     private: tuple[str, ...]
-    server: ServerOptimizer
-    needs = Needs(personal=True)
+    """Shell patterns of the leaves that stay with the clients: `*.B`."""
+    server: ServerOptimizer = ServerSgd()
+    needs: Needs = Needs(personal=True)
 
     def __post_init__(self) -> None:
         try:
@@ -90,8 +92,9 @@ class Split:
         return Model(s.x, whole=False)
 
     async def local(self, down: Start, client: Client) -> Result:
-        """One client's half."""
-        raise NotImplementedError
+        """One client: train all of its model, send the shared part."""
+        run = await client.descend(self.own(down.x, client))
+        return Result(shared=self.keep(run.y, client), weight=client.weight(run))
 
     async def personal(self, down: Model, client: Client) -> Model:
         """The shared leaves beside its private ones; those of the start for a client that never trained."""
@@ -106,18 +109,3 @@ class Split:
         """Remember the private leaves of y; the shared ones, to be sent."""
         client.state["private"] = client.layout.take(y, client.layout.named(self.private))
         return client.layout.take(y, self.shared(client.layout))
-
-
-@dataclass(frozen=True)
-class FedPer(Split):
-    """Both parts are trained together. All clients have one layout."""
-
-    layout: Layout
-    private: tuple[str, ...]
-    """Shell patterns of the leaves that stay with the clients: `*.B`."""
-    server: ServerOptimizer = ServerSgd()
-
-    async def local(self, down: Start, client: Client) -> Result:
-        """One client: train all of its model, send the shared part."""
-        run = await client.descend(self.own(down.x, client))
-        return Result(shared=self.keep(run.y, client), weight=client.weight(run))

@@ -7,24 +7,18 @@ head on the body it received, then the body under the new head, and sends the bo
 
 from dataclasses import dataclass
 
-from fedloom.aggregate.server import ServerOptimizer, ServerSgd
-from fedloom.algorithms.fedper import Result, Split, Start
+from fedloom.algorithms.fedper import FedPer, Result, Start
 from fedloom.contracts import Client
-from fedloom.params import Layout
 
 
 @dataclass(frozen=True)
-class FedRep(Split):
+class FedRep(FedPer):
     """The parts are trained one after the other, the private one first. All clients have one layout."""
 
-    layout: Layout
-    private: tuple[str, ...]
-    """Shell patterns of the head's leaves."""
     head_steps: int | None = None
     """Steps of the head; None: the recipe's."""
     body_steps: int | None = None
     """Steps of the body; None: the recipe's."""
-    server: ServerOptimizer = ServerSgd()
 
     def __post_init__(self) -> None:
         super().__post_init__()
