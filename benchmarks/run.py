@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 NAMES = (
-    "overhead", "quickstart", "registered", "real_data", "aggregation", "geometry", "stateful", "attacks"
+    "overhead", "quickstart", "registered", "real_data", "aggregation", "geometry", "stateful", "attacks",
+    "study", "engine", "peers",
 )  # fmt: skip
 HERE = Path(__file__).parent
 

@@ -181,7 +181,9 @@ def test_the_folder_holds_what_it_promises(tmp_path: Path) -> None:
     names = {path.name for path in run.folder.iterdir()}
     assert {"config.yaml", "env.json", "events.jsonl", "metrics.csv", "rounds.csv", "clients.csv", "partition.json",
             "checkpoints", "adapters"} <= names  # fmt: skip
-    assert load(run.folder / "config.yaml") == config(tmp_path)
+    written = load(run.folder / "config.yaml")  # with the engine as it was chosen
+    assert written.model_copy(update={"engine": config(tmp_path).engine}) == config(tmp_path)
+    assert written.engine.name != "auto"
     assert [row["round"] for row in table(run.folder, "metrics.csv")] == [0, 1, 2, 3]
     assert run.metrics["exact_match"] <= 1
     assert len(list((run.folder / "checkpoints").glob("round-*"))) == 2

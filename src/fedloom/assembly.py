@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run. The second process of the loopback runtime uses the same half."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from fedloom.contracts import HOME, Algorithm, ClientId, Profile
 from fedloom.data.federated import ClientRows, FederatedData, build, build_rows
 from fedloom.data.rows import Row
 from fedloom.engine import optimizers
+from fedloom.engine.choice import Chosen, choose
 from fedloom.engine.config import LocalConfig
-from fedloom.engine.reference import Reference
 from fedloom.errors import UserError, nearest
 from fedloom.evaluation import Evaluation
 from fedloom.events import Event
@@ -31,12 +32,14 @@ from fedloom.params import Layout
 from fedloom.runtime.attack import attackers, attacking, flip_answers
 from fedloom.runtime.client import ClientData, LocalPlan, Split
 from fedloom.runtime.config import ClientOverride
-from fedloom.runtime.federation import Hub, Link
+from fedloom.runtime.federation import Hub, Link, Reducer
+from fedloom.runtime.group import Group
 from fedloom.runtime.loopback import SecondProcess
 from fedloom.runtime.sampling import holdout, sampler
 from fedloom.runtime.simulation import InProcess
 from fedloom.runtime.site import Site, Tasks
 from fedloom.runtime.store import InMemory, OnDisk, Store
+from fedloom.runtime.team import Team
 from fedloom.runtime.wire import Marshal
 
 
@@ -100,6 +103,8 @@ class Parts:
         self.adapted: Adapted = adapt(
             self.base, config.adapter, config.seed, None if self.ranks is None else self.ranks.largest
         )
+        self.chosen: Chosen = self._engine()
+        self.config = config.model_copy(update={"engine": self.chosen.config})
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self.algorithm: Algorithm[Any] = built(config, self._setting()) if algorithm is None else algorithm
         _check_needs(self.algorithm, config)
@@ -139,12 +144,9 @@ class Parts:
 
     def site(self, store: Path | None) -> Site:
         """The clients' side; `store` is the folder of their memories."""
-        engine = Reference(
-            self.adapted, self.tokenizer, self.data.encoder.stop_ids, self.config.model.gradient_checkpointing
-        )
         return Site(
             tasks=self.tasks,
-            engine=engine,
+            engine=self.chosen.engine,
             store=Store(OnDisk(store) if store else InMemory()),
             profile=self.profile,
             data=self.rows,
@@ -158,10 +160,26 @@ class Parts:
         """Messages of this run as bytes."""
         return Marshal(self.tasks, self.adapted.layout.fingerprint, fingerprint(self.config))
 
-    def hub(self, store: Path | None, events: Callable[[Event], None]) -> Hub:
-        """The federation, on the runtime the recipe names."""
+    def cost(self, client: ClientId, task: str) -> float:
+        """About how much text a task reads, in characters; from the rows as they are, without encoding them."""
+        local, rows = self.plan(client).local, self.data.clients[client]
+        training = task not in vars(Evaluation)
+        split: Split = "train" if training else self.config.evaluate.split
+        length = rows.length(split)
+        if not training:
+            scored = self.config.evaluate.rows_per_client
+            return length * min(rows.sizes[split], rows.sizes[split] if scored is None else scored)
+        passes = math.ceil(rows.sizes[split] / local.batch_size) * (local.epochs or 0)
+        return length * local.batch_size * (local.steps if local.steps is not None else max(1, round(passes)))
+
+    def hub(self, store: Path | None, events: Callable[[Event], None], group: Group) -> Hub:
+        """The federation, on the runtime the recipe names and the processes there are."""
         link: Link
-        if self.config.runtime.name == "loopback":
+        reducer: Reducer | None = None
+        if group.size > 1:
+            link = team = Team(self.site(store), group, self.marshal(), self.cost, self.config.runtime.window)
+            reducer = team if self.config.runtime.reduce == "sums" else None
+        elif self.config.runtime.name == "loopback":
             arguments = {"config": dump(self.config), "store": str(store) if store else None}
             link = SecondProcess("fedloom.assembly:worker_site", arguments, self.marshal())
         else:
@@ -177,8 +195,17 @@ class Parts:
             cohort=self.cohort,
             root=self.config.seed,
             min_replies=self.config.federation.min_replies,
+            reducer=reducer,
             events=events,
         )
+
+    def _engine(self) -> Chosen:
+        c = self.config
+        return choose(
+            c.engine, self.adapted, self.tokenizer, self.data.encoder.stop_ids,
+            optimizer=c.local.optimizer, dtype=self.base.dtype, parameters=self.base.parameters,
+            checkpointing=c.model.gradient_checkpointing, plain_attention=self.base.attention == "eager",
+        )  # fmt: skip
 
     def _setting(self) -> Setting:
         c, layout = self.config, self.adapted.layout
@@ -223,8 +250,9 @@ def worker_site(config: str, store: str | None) -> tuple[Site, Marshal]:
 
 
 def fingerprint(config: Config) -> str:
-    """Sixteen hex digits over every setting that changes what is computed."""
-    text = dump(config.model_copy(update={"run": type(config.run)()}))
+    """Sixteen hex digits over every setting that changes what is computed; not how many processes compute it."""
+    runtime = config.runtime.model_copy(update={"workers": 1, "timeout": type(config.runtime)().timeout})
+    text = dump(config.model_copy(update={"run": type(config.run)(), "runtime": runtime}))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

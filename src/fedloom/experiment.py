@@ -2,17 +2,22 @@
 
 After every round: evaluation if due, best and early stopping, checkpoint if due, and only then are the clients told
 that what they wrote is safe. Whatever kills a run, `resume` goes on from the last checkpoint to the same bits.
+
+Several processes may share a run (`torchrun`, `runtime.workers`): all do everything here side by side, and only the
+first writes, exports and has sinks. What one of them alone knows goes through the group.
 """
 
 import dataclasses
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,7 +27,7 @@ from fedloom.adapters import build as adapters
 from fedloom.aggregate.rules import Gather
 from fedloom.assembly import Parts, fingerprint
 from fedloom.checkpoint import Checkpoint, Progress
-from fedloom.config import Config, dump, load
+from fedloom.config import Config, dump, load, parse
 from fedloom.config.checks import require
 from fedloom.config.methods import without_effect
 from fedloom.contracts import Algorithm, Model
@@ -47,11 +52,17 @@ from fedloom.models.load import location
 from fedloom.params import Layout
 from fedloom.recorder import Recorder
 from fedloom.rounds import advance
+from fedloom.runtime import place as places
 from fedloom.runtime.folding import Traffic
+from fedloom.runtime.group import Group
+from fedloom.runtime.launch import Company, company
+from fedloom.runtime.place import Place
 
-ENGINE = "reference (any model, one client at a time)"
 PERSONAL_EXPORTS = 100
 """Private models are written as adapter folders up to this many clients."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,26 +89,31 @@ def run(config: Config, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | 
         RunStopped: the run ended early, resumable.
     """
     require(config)
-    threads = torch.get_num_threads()
-    try:
-        parts = Parts(config, algorithm)
-        folder = RunFolder.create(Path(config.run.folder), config.run.name, fingerprint(config), datetime.now())
-        _describe(folder.path, parts)
-        return Session(parts, folder.path, sinks, None).go()
-    finally:
-        torch.set_num_threads(threads)
+    place = places.found()
+    if place is not None and config.runtime.workers not in (1, place.size):
+        raise UserError(
+            f"runtime.workers={config.runtime.workers}, but {place.size} processes were started together; leave it out"
+        )
+    with _company(config, algorithm, place, config.runtime.workers, "run_member", dump(config)) as company:
+        parts, group = _met(company, config, lambda: Parts(config, algorithm), lambda parts: parts)
+        path = _new_folder(parts, group)
+        return Session(parts, path, sinks, None, group).go()
 
 
-def resume(path: Path, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | None = None) -> Run:
+def resume(
+    path: Path, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | None = None, workers: int | None = None
+) -> Run:
     """Continue a run from its last checkpoint, to the bits it would have had unbroken.
 
     Args:
         path: the run folder.
         sinks: called with every event.
         algorithm: the page the run was begun with, if it was one of your own.
+        workers: processes; None: as many as `runtime.workers` says, or as were started together.
 
     Raises:
         UserError: no run folder, a finished run, or one this version cannot continue.
+        RunStopped: the run ended early once more.
     """
     folder = RunFolder(path)
     if folder.status in ("finished", "early_stopped"):
@@ -107,41 +123,41 @@ def resume(path: Path, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | N
         raise UserError(
             f"{path} was begun by fedloom {written}, this is {fedloom.__version__}; resume it with that one"
         )
-    threads = torch.get_num_threads()
-    try:
-        config = load(path / "config.yaml")
-        if fingerprint(config) != folder.env().get("config"):
-            raise UserError(f"{path / 'config.yaml'} was changed since the run began; put it back to resume")
-        parts = Parts(config, algorithm)
-        page, begun_with = identity(parts.algorithm), folder.env().get("algorithm")
-        if page != begun_with:
-            raise UserError(f"{path} was begun with the algorithm {begun_with}, not {page}; hand that one to resume()")
-        if parts.base_fingerprint != folder.env().get("base"):
-            raise UserError(f"the base model {config.model.name} is not the one {path} was begun with; put it back")
-        if parts.data.fingerprint() != folder.env().get("data"):
-            raise UserError(f"the rows of {config.data.source} are not those {path} was begun with; put them back")
-        found = checkpoint.found(path / "checkpoints")
-        if not found:
-            raise UserError(f"{path} has no checkpoint: it ended before the first. Start it anew with fedloom run")
-        kind = type(parts.algorithm.init(parts.adapted.start))
-        return Session(parts, path, sinks, checkpoint.load(found[-1], kind)).go()
-    finally:
-        torch.set_num_threads(threads)
+    config = load(path / "config.yaml")
+    place, count = places.found(), config.runtime.workers if workers is None else workers
+    if place is not None and workers not in (None, place.size):
+        raise UserError(f"{workers} workers are wanted, but {place.size} processes were started together")
+    with _company(config, algorithm, place, count, "resume_member", str(path)) as company:
+        (parts, saved), group = _met(
+            company, config, lambda: _saved(folder, config, algorithm, company.size), lambda made: made[0]
+        )
+        return Session(parts, path, sinks, saved, group).go()
+
+
+def run_member(config: str) -> None:
+    """`run` in a process that another one started."""
+    run(parse(config))
+
+
+def resume_member(path: str) -> None:
+    """`resume` in a process that another one started."""
+    resume(Path(path))
 
 
 class Session:
     """One process's part of a run."""
 
-    def __init__(self, parts: Parts, path: Path, sinks: Sequence[Sink], saved: Checkpoint | None) -> None:
-        self.parts, self.config, self.path = parts, parts.config, path
-        self.saved = saved
-        if saved is not None:
-            atomic.recover(path / "checkpoints" / "best")
-            recorder.rewind(path, saved.progress.round)
-        self.recorder = Recorder(path, self.config.evaluate.metrics)
-        self.log = JsonLines(path / "events.jsonl")
-        self.events = Events([self.log, self.recorder, *sinks])
-        self.hub = parts.hub(path / "clients", self.events)
+    def __init__(self, parts: Parts, path: Path, sinks: Sequence[Sink], saved: Checkpoint | None, group: Group) -> None:
+        self.parts, self.config, self.path, self.group = parts, parts.config, path, group
+        self.saved, self.files = saved, list[Recorder | JsonLines]()
+        self.events = Events()
+        if self.first:
+            if saved is not None:
+                atomic.recover(path / "checkpoints" / "best")
+                recorder.rewind(path, saved.progress.round)
+            self.files = [JsonLines(path / "events.jsonl"), Recorder(path, self.config.evaluate.metrics)]
+            self.events = Events([*self.files, *sinks])
+        self.hub = parts.hub(path / "clients", self.events, group)
         self.evaluator = Evaluator(
             parts.evaluation, self.hub, self.events, self.config.seed, self._scored_rows(), parts.everybody is not None
         )
@@ -160,8 +176,14 @@ class Session:
             raise
         finally:
             self.hub.close()
-            self.recorder.close()
-            self.log.close()
+            self.group.close()
+            for file in self.files:
+                file.close()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks; all others only compute."""
+        return self.group.rank == 0
 
     # -- the parts of a session
 
@@ -169,7 +191,7 @@ class Session:
         config, parts = self.config, self.parts
         self.events(
             RunStarted(
-                config.run.name, str(self.path), config.algorithm.name, config.model.name, ENGINE,
+                config.run.name, str(self.path), config.algorithm.name, config.model.name, parts.chosen.words,
                 str(parts.base.device), str(parts.base.dtype).removeprefix("torch."), parts.base.parameters,
                 parts.adapted.layout.size, len(parts.data.clients), parts.cohort, config.federation.rounds,
                 self.progress.round,
@@ -200,10 +222,11 @@ class Session:
         )  # fmt: skip
 
     def _end(self, state: Any) -> Run:
-        dropped = self.parts.data.dropped()
+        dropped = self._dropped()
         if dropped:
             self.events(Noted("left out: " + ", ".join(f"{n} x {why}" for why, n in sorted(dropped.items()))))
         self._export(state)
+        self.group.gather("the end of the run")
         status = "early_stopped" if self.progress.stopped else "finished"
         self._finished(status)
         return Run(self.path, status, self.metrics or _last_metrics(self.path))
@@ -264,13 +287,26 @@ class Session:
 
     def _checkpoint(self, state: Any) -> None:
         begun = time.perf_counter()
-        saved = Checkpoint(self.progress, state, self.hub.snapshot())
-        path = checkpoint.save(self.path / "checkpoints", saved, self.config.checkpoint.keep)
+        root = self.path / "checkpoints"
+        if self.first:
+            checkpoint.save(root, Checkpoint(self.progress, state, self.hub.snapshot()), self.config.checkpoint.keep)
         self.hub.commit(*self._on_disk())
+        path = root / checkpoint.name(self.hub.round)
         self.events(CheckpointSaved(self.hub.round, str(path), time.perf_counter() - begun))
 
     def _on_disk(self) -> list[int]:
-        return [checkpoint.round_of(path) for path in checkpoint.found(self.path / "checkpoints")]
+        """Rounds of all checkpoints, as the first process sees them."""
+        found = [checkpoint.round_of(path) for path in checkpoint.found(self.path / "checkpoints")]
+        rounds: list[int] = json.loads(self.group.gather("a checkpoint", json.dumps(found).encode())[0])
+        return rounds
+
+    def _dropped(self) -> dict[str, int]:
+        """Examples left out by reason; each process knows of those it encoded."""
+        said = self.group.gather("rows left out", json.dumps(self.parts.data.dropped()).encode())
+        known: dict[str, dict[str, int]] = {}
+        for one in said:
+            known |= json.loads(one)
+        return dict(sum((Counter(counts) for counts in known.values()), Counter[str]()))
 
     def _export(self, state: Any) -> None:
         """The shared model if there is one, and every client's own if they have some, as adapter folders."""
@@ -290,6 +326,8 @@ class Session:
             self._save(own, profile.layout, self.path / "adapters" / "clients" / profile.name)
 
     def _save(self, model: Model, layout: Layout, path: Path) -> None:
+        if not self.first:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.folder(path) as aside:
             base = location(self.config.model.name)
@@ -304,12 +342,104 @@ class Session:
         return any(client.sizes[self.config.evaluate.split] for client in self.parts.data.clients)
 
 
+@contextmanager
+def _company(
+    config: Config, algorithm: Algorithm[Any] | None, place: Place | None, workers: int, member: str, argument: str
+) -> Iterator[Company]:
+    """The processes of a run; torch's threads and device are as before afterwards.
+
+    Raises:
+        UserError: this run cannot have several processes.
+    """
+    size = workers if place is None else place.size
+    if size > 1 and config.runtime.name != "simulation":
+        raise UserError(f"runtime.name={config.runtime.name} cannot have {size} processes; use runtime.name=simulation")
+    if place is None and size > 1 and algorithm is not None:
+        raise UserError(
+            "runtime.workers starts processes with the recipe alone, so they cannot know an algorithm handed over as "
+            "an object; start them with torchrun, or use runtime.workers=1"
+        )
+    threads = torch.get_num_threads()
+    try:
+        with company(place, workers, config.engine.threads, f"fedloom.experiment:{member}", [argument]) as found:
+            if found.place is not None and torch.cuda.is_available():
+                torch.cuda.set_device(found.place.local_rank % torch.cuda.device_count())
+            yield found
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _met(company: Company, config: Config, make: Callable[[], T], parts: Callable[[T], Parts]) -> tuple[T, Group]:
+    """What this process makes, and the group of all, once all have made the same.
+
+    Raises:
+        UserError: one of them cannot.
+        RunStopped: one of them ended.
+    """
+    try:
+        made = make()
+    except UserError as error:
+        if company.rank > 0:  # process 0 says it, as if the mistake were its own
+            company.meet(config.runtime.timeout, {}, str(error))
+        raise
+    traits: dict[str, str] = {}
+    if company.size > 1:
+        p = parts(made)
+        traits = {
+            "fedloom": fedloom.__version__, "torch": torch.__version__, "algorithm": identity(p.algorithm),
+            "configuration": fingerprint(p.config), "base model": p.base_fingerprint, "rows": p.data.fingerprint(),
+        }  # fmt: skip
+    return made, company.meet(config.runtime.timeout, traits)
+
+
+def _new_folder(parts: Parts, group: Group) -> Path:
+    """The first process makes it, and tells all the others."""
+    name = b""
+    if group.rank == 0:
+        config = parts.config
+        folder = RunFolder.create(Path(config.run.folder), config.run.name, fingerprint(config), datetime.now())
+        _describe(folder.path, parts, group.size)
+        name = str(folder.path).encode()
+    return Path(group.gather("the run folder", name)[0].decode())
+
+
+def _saved(
+    folder: RunFolder, config: Config, algorithm: Algorithm[Any] | None, processes: int
+) -> tuple[Parts, Checkpoint]:
+    """What a run is resumed with.
+
+    Raises:
+        UserError: it is not what the run was begun with.
+    """
+    path, env = folder.path, folder.env()
+    if fingerprint(config) != env.get("config"):
+        raise UserError(f"{path / 'config.yaml'} was changed since the run began; put it back to resume")
+    if config.runtime.reduce == "sums" and processes != env.get("processes"):
+        raise UserError(
+            f"{path} was begun by {env.get('processes')} processes with runtime.reduce=sums, whose rounding depends on "
+            f"their number; this are {processes}. Resume it with as many (fedloom resume --workers)"
+        )
+    parts = Parts(config, algorithm)
+    page, begun_with = identity(parts.algorithm), env.get("algorithm")
+    if page != begun_with:
+        raise UserError(f"{path} was begun with the algorithm {begun_with}, not {page}; hand that one to resume()")
+    if parts.base_fingerprint != env.get("base"):
+        raise UserError(f"the base model {config.model.name} is not the one {path} was begun with; put it back")
+    if parts.data.fingerprint() != env.get("data"):
+        raise UserError(f"the rows of {config.data.source} are not those {path} was begun with; put them back")
+    found = checkpoint.found(path / "checkpoints")
+    if not found:
+        raise UserError(f"{path} has no checkpoint: it ended before the first. Start it anew with fedloom run")
+    kind = type(parts.algorithm.init(parts.adapted.start))
+    return parts, checkpoint.load(found[-1], kind)
+
+
 def identity(algorithm: Algorithm[Any]) -> str:
     """What tells an algorithm page from another: its class and, for a dataclass, its settings."""
     return repr(algorithm) if dataclasses.is_dataclass(algorithm) else type(algorithm).__qualname__
 
 
-def _describe(path: Path, parts: Parts) -> None:
+def _describe(path: Path, parts: Parts, processes: int) -> None:
     """Write what a run folder says of itself before the first round."""
     import peft
     import transformers
@@ -329,8 +459,10 @@ def _describe(path: Path, parts: Parts) -> None:
         "attention": parts.base.attention,
         "dtype": str(parts.base.dtype).removeprefix("torch."),
         "algorithm": identity(parts.algorithm),
-        "engine": ENGINE,
+        "engine": parts.chosen.words,
+        "row_invariant": parts.chosen.invariant,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "template": parts.data.template_name,
         "adapted": len(parts.adapted.layout.leaves),
         "base": parts.base_fingerprint,

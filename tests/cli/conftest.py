@@ -88,7 +88,7 @@ class StandIn:
         (made / "partition.json").write_text('{"clients": []}')
         return self._play(made, sinks)
 
-    def resume(self, folder: Path, sinks: Sequence[Sink] = ()) -> Run:
+    def resume(self, folder: Path, sinks: Sequence[Sink] = (), workers: int | None = None) -> Run:
         self.resumed.append(folder)
         return self._play(folder, sinks)
 

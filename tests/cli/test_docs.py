@@ -16,6 +16,6 @@ def test_every_command_has_its_row():
 
 def test_the_settings_of_the_examples_are_valid():
     examples = re.findall(r"^    fedloom run my\.yaml (.*)$", PAGE, flags=re.MULTILINE)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         load("my-data", shlex.split(example))

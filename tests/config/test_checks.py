@@ -11,6 +11,7 @@ from fedloom.errors import ConfigError
 from fedloom.models.config import ModelConfig
 
 CONTRADICTIONS = [
+    (["runtime.workers=2", "runtime.name=loopback"], "runtime.workers is 2, but runtime.name=loopback"),
     (["federation.sampling=trace"], "trace needs a CSV file"),
     (["federation.sampling=fixed"], "federation.sampling.clients is empty"),
     (["federation.cohort=11"], "federation.cohort is 11, but there are 10 clients"),

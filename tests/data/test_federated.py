@@ -59,7 +59,7 @@ def test_dropped_rows_are_counted_once():
     for _ in range(2):
         assert len(one.get("train")) == 1
     assert one.get("validation") == []
-    assert one.dropped == {"overlong": 1, "empty answer": 1}
+    assert one.dropped == {"train": {"overlong": 1, "empty answer": 1}, "validation": {}}
     assert one.sizes["train"] == 3
 
 

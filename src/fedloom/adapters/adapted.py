@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedloom.adapters.dropout import Moment
 from fedloom.adapters.extra import Extra
+from fedloom.adapters.together import Together, fitted
 from fedloom.contracts import Carry
 from fedloom.params import Layout, Params
 
@@ -32,8 +33,10 @@ class Adapted:
     """By adapted module, in the order of the layout."""
     rescale: Callable[[Layout], None] | None = None
     """Tells the modules a layout's scales and what else follows from its ranks."""
+    together: Together | None = None
+    """How clients share a forward pass; None: this kind of adapter cannot."""
     w: Tensor = field(init=False)
-    """[P of the layout in use] float32 on the model's device."""
+    """[P of the layout in use] on the model's device; float32, or float64 for a model in float64."""
     g: Tensor = field(init=False)
     """The same shape, gradients."""
     base: Tensor | None = field(init=False, default=None)
@@ -41,7 +44,8 @@ class Adapted:
 
     def __post_init__(self) -> None:
         device = self.tensors[0].device
-        self._values = torch.zeros(self.layout.size, device=device)
+        exact = self.tensors[0].dtype == torch.float64
+        self._values = torch.zeros(self.layout.size, device=device, dtype=torch.float64 if exact else torch.float32)
         self._gradients = torch.zeros_like(self._values)
         differences = {leaf.origin == "difference" for leaf in self.layout.leaves}
         if len(differences) > 1:
@@ -68,8 +72,7 @@ class Adapted:
             ValueError: the vector or the carry does not fit.
         """
         layout = layout or self.layout
-        if tuple(x.shape) != (layout.size,):
-            raise ValueError(f"a vector of {tuple(x.shape)} does not fit a model with {layout.size} numbers")
+        self.check(x, layout)
         if layout is not self._shaped and layout != self._shaped:
             self._shape(layout)
         self.w.copy_(x)
@@ -78,6 +81,20 @@ class Adapted:
         self._carry(carry)
         for extra in self.extras.values():
             extra.live = extra.values is not None and bool(extra.values.any())
+
+    def check(self, x: Params, layout: Layout) -> None:
+        """Whether a vector is the layout's, and the layout this model's.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if tuple(x.shape) != (layout.size,):
+            raise ValueError(f"a vector of {tuple(x.shape)} does not fit a model with {layout.size} numbers")
+        if layout is not self.layout and (layout.names != self.layout.names or layout.size > self.layout.size):
+            raise ValueError(
+                f"a layout of {len(layout.leaves)} tensors and {layout.size} numbers does not fit a model made for "
+                f"{len(self.layout.leaves)} and {self.layout.size}; names and order must agree, ranks may be smaller"
+            )
 
     @torch.no_grad()
     def read(self) -> Params:
@@ -115,11 +132,6 @@ class Adapted:
 
     def _shape(self, layout: Layout) -> None:
         """Let the tensors be views of the buffers as this layout cuts them."""
-        if layout.names != self.layout.names or layout.size > len(self._values):
-            raise ValueError(
-                f"a layout of {len(layout.leaves)} tensors and {layout.size} numbers does not fit a model made for "
-                f"{len(self.layout.leaves)} and {len(self._values)}; names and order must agree, ranks may be smaller"
-            )
         self.w, self.g = self._values[: layout.size], self._gradients[: layout.size]
         for leaf, tensor in zip(layout.leaves, self.tensors, strict=True):
             span = slice(leaf.offset, leaf.offset + leaf.size)
@@ -132,21 +144,6 @@ class Adapted:
         self._shaped = layout
 
     def _carry(self, carry: Carry) -> None:
-        if carry and len(carry) != 2 * len(self.extras):
-            raise ValueError(f"a carry of {len(carry)} factors does not fit {len(self.extras)} adapted modules")
-        for i, extra in enumerate(self.extras.values()):
-            pair = (carry[2 * i], carry[2 * i + 1]) if carry else None
-            if pair is not None and not _product(*pair, extra):
-                raise ValueError(
-                    f"a carried product of {tuple(pair[0].shape)} and {tuple(pair[1].shape)} does not fit a module of "
-                    f"{extra.outputs} x {extra.inputs}"
-                )
-            wide = pair is not None and pair[0].shape[1] > 0
-            here = [factor.to(self.w).contiguous() for factor in pair] if pair is not None and wide else None
-            extra.carry = (here[0], here[1]) if here is not None else None
-
-
-def _product(left: Tensor, right: Tensor, extra: Extra) -> bool:
-    """Whether left [out, k] right [k, in] is a product of the module's size."""
-    both = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
-    return both and (left.shape[0], right.shape[1]) == (extra.outputs, extra.inputs)
+        shapes = [(extra.outputs, extra.inputs) for extra in self.extras.values()]
+        for extra, pair in zip(self.extras.values(), fitted(carry, shapes, self.w), strict=True):
+            extra.carry = pair

@@ -3,13 +3,18 @@
 A mask is drawn over real tokens only, in their order, so that neither padding nor neighbours change it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 from torch import Tensor, nn
 
 from fedloom import rng
+
+if TYPE_CHECKING:
+    from fedloom.adapters.together import Segment
 
 
 @dataclass
@@ -20,6 +25,8 @@ class Moment:
     """Key of this step and micro-batch; None outside training."""
     real: Tensor | None = None
     """[batch, tokens] bool: which positions are text; None: all."""
+    segments: "Sequence[Segment] | None" = None
+    """Whose tokens stand where, while several clients share a pass; None: the pass is one client's."""
 
 
 class KeyedDropout(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedloom import masks
+from fedloom.adapters.dropout import Moment
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Extra:
 
     outputs: int
     inputs: int
+    moment: Moment
     carry: tuple[Tensor, Tensor] | None = None
     """L [out, k], R [k, in] with the scale within."""
     values: Tensor | None = None
@@ -32,6 +34,8 @@ class Extra:
         layer.register_forward_hook(self._added)
 
     def _added(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self.moment.segments is not None:  # the segments bring their own
+            return output
         x = inputs[0]
         if self.carry is not None:
             left, right = self.carry

@@ -6,7 +6,7 @@ calls factors `<module>.A` and `<module>.B`. With `freeze: A` the first factor s
 besides (SLoRA, Babakniya et al. 2023, https://arxiv.org/abs/2308.06522).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.config import LoraConfig
 from fedloom.adapters.dropout import KeyedDropout, Moment
 from fedloom.adapters.extra import Extra
+from fedloom.adapters.together import Piece, Place, fitted, switched
+from fedloom.contracts import Carry
 from fedloom.errors import UserError, nearest
 from fedloom.models.load import Base, quiet
 from fedloom.params import Layout, Leaf
@@ -68,7 +70,43 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
         for layer in layers:
             layer.rescale(now)
 
-    return Adapted(module, layout, tensors, first, moment, extras, rescale)
+    share(layers, moment)
+    return Adapted(module, layout, tensors, first, moment, extras, rescale, LoraTogether(layers))
+
+
+def share(layers: "Sequence[_Layer]", moment: Moment) -> None:
+    """Let every adapted layer serve several clients while the moment says so."""
+    for number, layer in enumerate(layers):
+        weight = layer.a.weight
+        anchor = weight.new_zeros(()).requires_grad_()
+        place = Place(layer.name, number, layer.layer.base_layer, layer.config.dropout, layer.extra.places, anchor)
+        layer.layer.forward = switched(layer.layer, moment, place)
+
+
+class LoraTogether:
+    """What a client's row means for the adapted layers (`fedloom.adapters.together.Together`)."""
+
+    def __init__(self, layers: "Sequence[_Layer]") -> None:
+        self.layers = layers
+
+    def pieces(self, w: Tensor, g: Tensor | None, layout: Layout) -> list[Piece]:
+        """Views of a row w [P] and its gradients g [P], layer by layer."""
+        values, grads = layout.views(w), layout.views(g) if g is not None else {}
+        scales = {leaf.module: leaf.scale for leaf in layout.leaves if leaf.factor == "B"}
+        found = []
+        for layer in self.layers:
+            a, b, s = (f"{layer.name}.{part}" for part in "ABS")
+            first = values[a] if layer.frozen is None else layer.frozen.to(w.dtype)
+            found.append(
+                Piece(first, values[b], scales[layer.name], grads.get(a), grads.get(b), values.get(s), grads.get(s))
+            )
+        return found
+
+    def carry(self, pieces: Sequence[Piece], carry: Carry) -> None:
+        """Set what the client carries on top of the base, or nothing."""
+        shapes = [(layer.extra.outputs, layer.extra.inputs) for layer in self.layers]
+        for piece, pair in zip(pieces, fitted(carry, shapes, pieces[0].b), strict=True):
+            piece.carry = pair
 
 
 def resized(layout: Layout, ranks: Mapping[str, int], scale: Callable[[int], float]) -> Layout:
@@ -123,7 +161,7 @@ class _Layer:
         self.name, self.layer, self.config, self.seed = name, layer, config, seed
         self.a, self.b = layer.lora_A["default"], layer.lora_B["default"]
         self.frozen: Tensor | None = None
-        self.extra = Extra(self.b.weight.shape[0], self.a.weight.shape[1])
+        self.extra = Extra(self.b.weight.shape[0], self.a.weight.shape[1], moment)
         self.extra.hang(layer)
         if config.dropout:
             layer.lora_dropout["default"] = KeyedDropout(config.dropout, name, moment)

@@ -12,6 +12,7 @@ import inspect
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +20,13 @@ from typing import Any, Final
 import typer
 
 from fedloom.errors import RunStopped, UserError
+from fedloom.runtime import place
 
 STOPPED: Final = 1
 ASKED_WRONG: Final = 2
 INTERRUPTED: Final = 130
+ALONE_AFTER: Final = 30.0
+"""Seconds."""
 
 
 class Interrupted(Exception):
@@ -44,14 +48,20 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             if debug:
                 raise
             code, message = _verdict(error)
+            _leave_to_the_first(error)
             complain(message)
             raise typer.Exit(code) from error
         except Interrupted as stop:
-            complain(_resume_line(stop.folder))
+            if place.first():
+                complain(_resume_line(stop.folder))
             raise typer.Exit(INTERRUPTED) from stop
         except KeyboardInterrupt as stop:
-            complain("Stopped by Ctrl-C.")
+            if place.first():
+                complain("Stopped by Ctrl-C.")
             raise typer.Exit(INTERRUPTED) from stop
+        except place.Elsewhere as error:
+            _leave_to_the_first(error)
+            raise
 
     option = typer.Option(False, "--debug", help="Show the traceback of an error.")
     signature = inspect.signature(command)
@@ -59,6 +69,21 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     inner.__signature__ = signature.replace(parameters=[*signature.parameters.values(), parameter])  # type: ignore[attr-defined]
     inner.__annotations__ = {**command.__annotations__, "debug": bool}
     return inner
+
+
+def _leave_to_the_first(error: Exception) -> None:
+    """Of several processes that were started together, all find the same mistake, and the first says it.
+
+    When it has ended, the launcher ends the others; one that is still there after a while is alone with its mistake.
+
+    Raises:
+        typer.Exit: another process has more to say about what happened.
+    """
+    if place.first():
+        return
+    if isinstance(error, RunStopped | place.Elsewhere):
+        raise typer.Exit(STOPPED) from error
+    time.sleep(ALONE_AFTER)
 
 
 def _verdict(error: UserError | RunStopped | OSError) -> tuple[int, str]:

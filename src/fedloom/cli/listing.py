@@ -64,6 +64,7 @@ SAID: Final[Mapping[str, Mapping[str, str]]] = {
     "name": {
         "auto": "the fastest engine that is exact for this model",
         "reference": "a plain loop over the model, for every adapter and optimiser; the oracle of the others",
+        "slots": "LoRA of many clients side by side in one forward pass, without filling",
         "simulation": "in this process",
         "loopback": "in a second process, over bytes",
     },

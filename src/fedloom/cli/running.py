@@ -10,6 +10,7 @@ import typer
 from fedloom.cli.configuring import Overrides, RecipeArgument, loaded
 from fedloom.cli.exits import Interrupted, disk_full
 from fedloom.errors import RunStopped
+from fedloom.runtime import place
 
 if TYPE_CHECKING:
     from fedloom.events import Sink
@@ -42,17 +43,20 @@ def resume(
     quiet: Quiet = False,
     as_json: AsJson = False,
     report: Report = True,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, in place of runtime.workers.", show_default=False)
+    ] = None,
 ) -> None:
     """Continue a run from its last checkpoint, to the same result."""
     from fedloom import experiment
 
-    _watched(lambda sinks: experiment.resume(run, sinks), quiet, as_json, report, folder=str(run))
+    _watched(lambda sinks: experiment.resume(run, sinks, workers=workers), quiet, as_json, report, folder=str(run))
 
 
 def _watched(
     train: "Callable[[list[Sink]], Run]", quiet: bool, as_json: bool, report: bool, folder: str | None = None
 ) -> None:
-    """Train with a view on it; afterwards the report and the result.
+    """Train with a view on it; afterwards the report and the result. Of several processes only the first has a view.
 
     Raises:
         Interrupted: Ctrl-C, or the run says it was interrupted.
@@ -63,14 +67,14 @@ def _watched(
     from fedloom.cli.progress import Watch, view
     from fedloom.cli.results import conclude
 
-    console = Console()
+    console, first = Console(), place.first()
     watch = Watch(folder, resumable=folder)
     try:
-        with view(console, quiet, as_json) as seen:
+        with view(console, quiet or not first, as_json and first) as seen:
             done = train([watch, seen])
         if done.status == "interrupted":
             raise Interrupted(str(done.folder))
-        page = _page(done.folder) if report else None
+        page = _page(done.folder) if report and first else None
     except RunStopped as error:
         if watch.resumable is None or "fedloom resume" in str(error):
             raise
@@ -81,7 +85,7 @@ def _watched(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunStopped(disk_full(error, watch.resumable)) from error
         raise
-    if not as_json:
+    if first and not as_json:
         conclude(console, done.folder, page)
 
 

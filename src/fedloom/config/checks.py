@@ -266,6 +266,14 @@ def single_clients(config: Config) -> Found:
             yield _problem(f"does not exist: the {total} clients are 0 to {total - 1}.", key, *CLIENTS)
 
 
+def workers_of_a_simulation(config: Config) -> Found:
+    """The loopback runtime has its clients in one second process."""
+    workers = config.runtime.workers
+    if workers > 1 and config.runtime.name != "simulation":
+        text = f"is {workers}, but runtime.name={config.runtime.name} has one process for clients. Use simulation."
+        yield _problem(text, "runtime.workers", "runtime.name")
+
+
 CHECKS: Final[tuple[Callable[[Config], Found], ...]] = (
     cohort_size,
     cohort_not_empty,
@@ -284,4 +292,5 @@ CHECKS: Final[tuple[Callable[[Config], Found], ...]] = (
     parts_of_a_batch,
     sampling_complete,
     single_clients,
+    workers_of_a_simulation,
 )

@@ -5,7 +5,7 @@ nothing at the start. A shelf of bounded size keeps what was encoded last.
 """
 
 import hashlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from fedloom.data.sources import Table, load
 from fedloom.errors import UserError
 
 _SHELF_TOKENS: Final = 16_000_000
+CHARACTERS: Final = 5
+"""Of one token, about; for expectations only."""
 _PROBED: Final = 16  # rows encoded at the start to see that the template works and something is left
 
 
@@ -49,7 +51,7 @@ class ClientRows:
     Attributes:
         name: the client's.
         sizes: rows of each split before encoding.
-        dropped: examples left out by reason, over the splits encoded so far.
+        dropped: examples left out by reason, for each split encoded so far.
     """
 
     def __init__(
@@ -57,10 +59,10 @@ class ClientRows:
     ) -> None:
         self.name = name
         self.sizes: dict[Split, int] = {split: len(rows.get(split, ())) for split in SPLITS}
-        self.dropped: dict[str, int] = {}
+        self.dropped: dict[Split, dict[str, int]] = {}
         self._rows, self._encoder = rows, encoder
         self._shelf = shelf if shelf is not None else Shelf()
-        self._counted: set[Split] = set()
+        self._lengths: dict[Split, float] = {}
 
     def answered(self, change: Callable[[Sequence[str], str], list[str]]) -> "ClientRows":
         """The same client with other answers to its training rows: `change` gets them and the client's name."""
@@ -73,15 +75,21 @@ class ClientRows:
         """The rows as they are in the source."""
         return self._rows.get(split, ())
 
+    def length(self, split: Split) -> float:
+        """Mean characters of a split's rows, each counted up to what `data.max_length` can hold; 0 without rows."""
+        if split not in self._lengths:
+            most = CHARACTERS * self._encoder.max_length
+            lengths = [min(most, row.length) for row in self.rows(split)]
+            self._lengths[split] = sum(lengths) / len(lengths) if lengths else 0.0
+        return self._lengths[split]
+
     def get(self, split: Split) -> list[Encoded]:
         """The split's examples in the order of its rows; those dropped are counted and not among them."""
         kept = self._shelf.get((self.name, split))
         if kept is None:
             made = self._encoder.encode_all(self.rows(split))
             kept = [one for one in made if isinstance(one, Encoded)]
-            if split not in self._counted:
-                self._counted.add(split)
-                self.dropped = dict(Counter(self.dropped) + dropped_of(made))
+            self.dropped[split] = dict(dropped_of(made))
             self._shelf.put((self.name, split), kept)
         return kept
 
@@ -128,10 +136,10 @@ class FederatedData:
                     digest.update(repr(row).encode())
         return digest.hexdigest()
 
-    def dropped(self) -> dict[str, int]:
-        """Examples left out by reason, over everything encoded so far."""
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """Examples left out by reason, for each client and split encoded so far (`name/split`)."""
         parts: Iterable[ClientRows] = [*self.clients, *([self._pooled] if self._pooled is not None else [])]
-        return dict(sum((Counter(client.dropped) for client in parts), Counter[str]()))
+        return {f"{one.name}/{split}": counts for one in parts for split, counts in one.dropped.items() if counts}
 
 
 def build(data: DataConfig, partition: PartitionConfig, seed: int, tokenizer: Any) -> FederatedData:

@@ -31,6 +31,13 @@ class Row:
     messages: tuple[Turn, ...] = ()
     """The whole conversation, ending with an assistant turn; empty for rows made of instruction and output."""
 
+    @property
+    def length(self) -> int:
+        """Characters of all its texts."""
+        if self.messages:
+            return sum(len(turn.content) for turn in self.messages)
+        return len(self.instruction) + len(self.input) + len(self.output)
+
     def answered(self, answer: str) -> "Row":
         """The same example with another answer to learn."""
         messages = (*self.messages[:-1], replace(self.messages[-1], content=answer)) if self.messages else ()

@@ -77,7 +77,20 @@ class LocalConfig(Strict):
 
 
 class EngineConfig(Strict):
-    """The engine."""
+    """Who does the mathematics of local training, and how much of it at a time."""
 
-    name: Literal["auto", "reference"] = Field("auto", description="auto: the fastest that is exact for this model.")
+    name: Literal["auto", "reference", "slots"] = Field(
+        "auto",
+        description="slots: clients side by side in one forward pass. reference: one after the other, any model. auto: "
+        "slots where a check at the start finds the same gradients; the log says which and why.",
+    )
+    slots: int | None = Field(
+        None, ge=1, description="Clients trained side by side, 16 bytes per trained number each; null: 8."
+    )
+    tokens_per_step: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens of one forward pass, which bounds its memory; a single client's larger batch goes by "
+        "itself. null: 1024 on a CPU, on a GPU 8192 (2048 for bases of 3 billion parameters and more).",
+    )
     threads: int = Field(1, ge=1, description="Intra-op threads of torch. 1 is needed for equal bits.")

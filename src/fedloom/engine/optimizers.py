@@ -1,5 +1,6 @@
 """Torch optimisers by name."""
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,11 +10,17 @@ from torch import Tensor, nn
 
 from fedloom.engine.config import OptimizerConfig
 from fedloom.errors import UserError, nearest
+from fedloom.params import Layout
 
+ELEMENTWISE = frozenset(
+    {"sgd", "adam", "adamw", "adagrad", "rmsprop", "nadam", "radam", "adamax", "adadelta", "asgd", "rprop"}
+)
+"""Optimisers that treat every number by itself, so that one flat vector is as good as the tensors it is cut into."""
 REFUSED = {"lbfgs": "it needs to evaluate the loss several times a step", "sparseadam": "gradients here are dense"}
 
 
-def names() -> dict[str, type[torch.optim.Optimizer]]:
+@functools.cache
+def names() -> Mapping[str, type[torch.optim.Optimizer]]:
     """Every optimiser of torch.optim by its lower-case name."""
     found = {}
     for name, kind in vars(torch.optim).items():
@@ -49,7 +56,7 @@ def make(config: OptimizerConfig, tensors: Sequence[nn.Parameter], lr: float) ->
         raise UserError(
             f"local.optimizer.name={config.name}: " + (why or f"torch.optim has none.{nearest(name, known)}")
         )
-    takes = inspect.signature(known[name]).parameters
+    takes = _arguments(name)
     elsewhere = {"lr": "local.lr", "weight_decay": "local.optimizer.weight_decay", "params": "adapter"}
     for key in sorted(set(config.args) & set(elsewhere)):
         raise UserError(f"local.optimizer.args: {key} has a place of its own, {elsewhere[key]}; say it there")
@@ -74,6 +81,11 @@ def make(config: OptimizerConfig, tensors: Sequence[nn.Parameter], lr: float) ->
         return known[name](list(tensors), **arguments)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise _refused(config, error) from None
+
+
+@functools.cache
+def _arguments(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(names()[name]).parameters
 
 
 def memory(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -106,6 +118,41 @@ def recall(optimizer: torch.optim.Optimizer, kept: Mapping[str, Tensor]) -> None
             )
         state.setdefault(i, {})[name] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def cut(kept: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The memory of an element-wise optimiser over one flat vector [P], as if it had trained the leaves one by one."""
+    found = {}
+    for key, value in kept.items():
+        kind, _, _, name = key.split(" ", 3)
+        parts = layout.views(value) if tuple(value.shape) == (layout.size,) else None
+        for i, leaf in enumerate(layout.leaves):
+            shape = "x".join(map(str, leaf.shape)) or "scalar"
+            found[f"{kind} {i} {shape} {name}"] = (value if parts is None else parts[leaf.name]).clone()
+    return found
+
+
+def joined(kept: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The reverse of `cut`: for one flat vector.
+
+    Raises:
+        ValueError: it was another optimiser's, or of other tensors.
+    """
+    names = sorted({tuple(key.split(" ", 3)[::3]) for key in kept})
+    shapes, found = ["x".join(map(str, leaf.shape)) or "scalar" for leaf in layout.leaves], {}
+    for kind, name in names:
+        keys = [f"{kind} {i} {shape} {name}" for i, shape in enumerate(shapes)]
+        lacking = [key for key in keys if key not in kept]
+        if lacking or len(names) * len(keys) != len(kept):
+            raise ValueError(
+                f"the kept state of {kind} does not fit these tensors ({lacking or 'it has more of them'}): it belongs "
+                "to another optimiser, adapter or phase"
+            )
+        parts = [kept[key] for key in keys]
+        whole = all(tuple(part.shape) == leaf.shape for part, leaf in zip(parts, layout.leaves, strict=True))
+        flat = torch.cat([part.reshape(-1) for part in parts]) if whole else parts[0]
+        found[f"{kind} 0 {layout.size} {name}"] = flat
+    return found
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -40,16 +40,27 @@ def labelled(examples: Sequence[Encoded]) -> int:
     return sum(sum(label != IGNORED for label in example.labels[1:]) for example in examples)
 
 
+def wanted(example: Encoded) -> tuple[list[int], list[int]]:
+    """After which tokens of a text the model's word is wanted, and the token that stands there in truth."""
+    places = [i for i, label in enumerate(example.labels[1:]) if label != IGNORED]
+    return places, [example.labels[i + 1] for i in places]
+
+
+def losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss in nats of each wanted word: logits [n, vocabulary], targets [n] -> [n], at least in float32."""
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(exact, targets, reduction="none")
+
+
 def token_losses(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Loss of each labelled token, in nats, float32, and the row it stands in; both [labelled tokens].
+    """Loss of each labelled token, in nats, and the row it stands in; both [labelled tokens].
 
     Filling stands to the right of all text, so that no text sees it and no attention mask is needed.
     """
     logits = module(input_ids=batch.ids, use_cache=False).logits[:, :-1]
     targets = batch.labels[:, 1:]
     rows, columns = torch.nonzero(targets != IGNORED, as_tuple=True)
-    losses = F.cross_entropy(logits[rows, columns].float(), targets[rows, columns], reduction="none")
-    return losses, rows
+    return losses(logits[rows, columns], targets[rows, columns]), rows
 
 
 def labelled_logits(module: nn.Module, batch: Batch) -> Tensor:

@@ -26,6 +26,7 @@ from fedloom.engine.batches import plan
 from fedloom.engine.config import LocalConfig
 from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
 from fedloom.engine.schedule import round_rate, step_rates
+from fedloom.errors import UserError
 from fedloom.params import Layout, Params
 from fedloom.runtime.store import PendingState
 
@@ -62,9 +63,11 @@ class LocalClient:
         round: int,
         root: int,
         attack: Attacker | None = None,
+        whole: bool = True,
     ) -> None:
         self.profile, self.data, self.state, self.plan, self.round = profile, data, state, plan, round
         self.attack = attack
+        self.whole = whole
         self._root = root  # already keyed by run, dispatch and client
         self._turn = 0
         self.runs: list[Trained] = []
@@ -189,7 +192,15 @@ class LocalClient:
         return Call(self.id, Generate(model.x, self.layout, prompts, len(prompts), max_new_tokens, tuple(model.carry)))
 
     def exchange(self, phase: str, payload: Message) -> Call[Mapping[ClientId, Message]]:
-        """Speak to the other clients of this collect and hear them all."""
+        """Speak to the other clients of this collect and hear them all.
+
+        Raises:
+            UserError: some of them are in other processes.
+        """
+        if not self.whole:
+            raise UserError(
+                f"clients that speak to each other in a round ({phase}) must all be in one process; use one process"
+            )
         return Call(self.id, Exchange(phase, payload))
 
     def summary(self) -> Summary:

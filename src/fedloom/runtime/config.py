@@ -30,6 +30,13 @@ class RuntimeConfig(Strict):
         "simulation", description="simulation: in this process. loopback: in a second process, over bytes."
     )
     window: int = Field(64, ge=1, description="Clients begun and not yet counted; bounds memory, not the cohort.")
+    workers: int = Field(1, ge=1, description="Processes on this machine that share the clients; the same bits.")
+    reduce: Literal["replies", "sums"] = Field(
+        "replies",
+        description="Between processes. replies: all see all, the same bits for any number. sums: less is sent and "
+        "held; equal to rounding.",
+    )
+    timeout: float = Field(1800, gt=0, description="Seconds a process waits for another before the run stops.")
 
 
 class CheckpointConfig(Strict):

@@ -29,10 +29,15 @@ from fedloom.contracts import (
     Task,
     TooFewReplies,
 )  # fmt: skip
-from fedloom.events import ClientTrained, Event, ReplyMissing, RoundStarted
+from fedloom.events import ClientTrained, Event, Noted, ReplyMissing, RoundStarted
 from fedloom.runtime.folding import Fold, Sizes, Traffic
 from fedloom.runtime.sampling import Sampler, Uniform
 from fedloom.runtime.site import Dispatch, Reply, Tasks
+
+EXCHANGED = (
+    "runtime.reduce=sums, but this method's rules need every reply, or its stages hide them: replies are exchanged as "
+    "with runtime.reduce=replies, and the bits are those of one process"
+)
 
 
 class Link(Protocol):
@@ -52,6 +57,18 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Let go of processes and connections."""
+
+
+class Reducer(Protocol):
+    """A link over several processes that adds replies up where they come, and exchanges sums only."""
+
+    def reduce(
+        self, dispatches: Sequence[Dispatch], fold: Fold, add: Callable[[Reply], Missing | None]
+    ) -> Iterator[tuple[Reply, Missing | None]]:
+        """Send each; yield replies without their messages and whether they count, in the order of the dispatches.
+
+        `add` puts a reply into the fold, or says why not; after the last verdict the fold holds everybody's replies.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,7 @@ class Hub:
         sampler: Sampler | None = None,
         home: Link | None = None,
         stages: Sequence[Stage] = (),
+        reducer: Reducer | None = None,
         events: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.link, self.tasks, self.clients, self.root, self.events = link, tasks, clients, root, events
@@ -106,7 +124,7 @@ class Hub:
         self.sampler: Sampler = sampler if sampler is not None else Uniform()
         self.round, self.attempt, self.traffic = 0, 0, Traffic()
         self._profile, self._cohort, self._min_replies, self._stages = profile, cohort, min_replies, tuple(stages)
-        self._home = home
+        self._home, self._reducer, self._exchanged = home, reducer, False
         self._clock = 0.0
         self._sent: Counter[str] = Counter()
         self._sent_in: tuple[int, int] | None = None
@@ -164,6 +182,7 @@ class Hub:
         """
         dispatches = self._dispatches(task, down, to)
         self._round_begins(dispatches)
+        self._say_if_exchanged(rule)
         return self._receive(dispatches, rule, None, self.round + 1, self._min_replies, fits)
 
     def survey(
@@ -192,6 +211,7 @@ class Hub:
         Any number of them may not count: sent again they would fail again, so the page goes on with those it has.
         """
         ready = [heapq.heappop(self._flight) for _ in range(min(count, len(self._flight)))]
+        self._say_if_exchanged(rule)
         if ready:
             self._clock = max(flying.due for flying in ready)
         return self._receive([flying.dispatch for flying in ready], rule, weigh, self.round + 1, 0, fits)
@@ -271,6 +291,13 @@ class Hub:
             self._told = self.round, self.attempt
             self.events(RoundStarted(self.round + 1, tuple(d.client for d in dispatches), self.attempt))
 
+    def _say_if_exchanged(self, rule: Rules) -> None:
+        """Say once where sums were asked for and cannot be had."""
+        if self._reducer is None or self._exchanged or Fold(rule, None, self._stages).mergeable:
+            return
+        self._exchanged = True
+        self.events(Noted(EXCHANGED))
+
     def _receive(
         self,
         ready: Sequence[Dispatch],
@@ -286,8 +313,7 @@ class Hub:
         missing: dict[ClientId, Missing] = {}
         sizes = Sizes()
         self.traffic.bytes_down += sum(sizes(dispatch.down) for dispatch in dispatches)
-        for reply in self._in_order(dispatches):
-            why = self._add(fold, reply, fits)
+        for reply, why in self._verdicts(dispatches, fold, fits):
             self._link(reply.dispatch.client).settle(reply.dispatch.client, round, why is None)
             self._note(reply, why, round)
             if why is not None:
@@ -300,6 +326,14 @@ class Hub:
         if len(fold.clients) < wanted:
             raise TooFewReplies(len(fold.clients), wanted, missing)
         return fold.got(missing)
+
+    def _verdicts(
+        self, dispatches: Sequence[Dispatch], fold: Fold, fits: Fits | None
+    ) -> Iterator[tuple[Reply, Missing | None]]:
+        """Replies in the order of client indices, each in the fold, or with the reason why not."""
+        if self._reducer is not None and dispatches and fold.mergeable:
+            return self._reducer.reduce(dispatches, fold, lambda reply: self._add(fold, reply, fits))
+        return ((reply, self._add(fold, reply, fits)) for reply in self._in_order(dispatches))
 
     def _add(self, fold: Fold, reply: Reply, fits: Fits | None) -> Missing | None:
         """Count a reply, or say why not."""

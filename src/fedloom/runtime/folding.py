@@ -1,11 +1,12 @@
 """What the hub does with replies: into the rules field by field, their sizes, and the tally of a round."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.channel.codec import size
+from fedloom.channel.codec import decode, encode, size
 from fedloom.contracts import ClientId, Got, Message, Missing, Rule, Rules, Stage, Weighted
+from fedloom.runtime.accumulators import Piece, packed, unpacked
 
 
 @dataclass
@@ -31,6 +32,15 @@ class Traffic:
         return Traffic(bytes_down=self.bytes_down, bytes_up=self.bytes_up, missing=self.missing)
 
 
+@dataclass(frozen=True)
+class Sums:
+    """A fold on its way to another process."""
+
+    clients: tuple[ClientId, ...]
+    weight: float
+    fields: Mapping[str, tuple[Piece, ...]]
+
+
 class Fold:
     """Replies on their way into the rules, field by field."""
 
@@ -41,13 +51,17 @@ class Fold:
         self.clients: list[ClientId] = []
         self.weight = 0.0
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether parts of the replies may be added up apart: no rule keeps single ones, no stage hides them."""
+        given = self._given.values() if isinstance(self._given, Mapping) else [self._given]
+        return all(rule.holds == "one" for rule in given) and not any(stage.hides for stage in self._stages)
+
     def add(self, client: ClientId, up: Message) -> None:
         """One more reply, in the order of client indices."""
         apart = {"weight"} if isinstance(up, Weighted) else set[str]()
         fields = {name: value for name, value in vars(up).items() if name not in apart}
-        if not self._rules:
-            self._rules = self._match(up, fields)
-            self._accs = {name: rule.start() for name, rule in self._rules.items()}
+        self._begin(list(fields), type(up).__name__)
         weight = up.weight if isinstance(up, Weighted) else None
         if self._weigh is not None:
             weight = (1.0 if weight is None else weight) * self._weigh(up)
@@ -56,16 +70,43 @@ class Fold:
         self.clients.append(client)
         self.weight += 1.0 if weight is None else weight
 
+    def packed(self) -> bytes:
+        """All of it so far as bytes, for the fold of another process with the same rules.
+
+        Raises:
+            TypeError: a rule's accumulator holds something that cannot travel.
+        """
+        return encode(Sums(tuple(self.clients), self.weight, {name: packed(acc) for name, acc in self._accs.items()}))
+
+    def merge(self, parts: Iterable[bytes]) -> None:
+        """Begin anew with what `packed` gave in every process, one part after the other."""
+        self._accs, self._rules, self.clients, self.weight = {}, {}, [], 0.0
+        for part in parts:
+            sums = decode(Sums, part)
+            if sums.clients:
+                self._begin(list(sums.fields), "the reply")
+            for name, rule in self._rules.items() if sums.clients else ():
+                self._accs[name] = rule.merge(self._accs[name], unpacked(rule.start(), sums.fields[name]))
+            self.clients += sums.clients
+            self.weight += sums.weight
+        self.clients.sort()
+
     def got(self, missing: Mapping[ClientId, Missing]) -> Got:
         """All of it, combined."""
         fields = {name: rule.finish(self._accs[name]) for name, rule in self._rules.items()}
         return Got(fields, tuple(self.clients), missing, self.weight)
 
-    def _match(self, up: Message, fields: Mapping[str, Any]) -> dict[str, Rule]:
+    def _begin(self, fields: Sequence[str], message: str) -> None:
+        """With the first reply it is known which fields there are."""
+        if not self._rules:
+            self._rules = self._match(fields, message)
+            self._accs = {name: rule.start() for name, rule in self._rules.items()}
+
+    def _match(self, fields: Sequence[str], message: str) -> dict[str, Rule]:
         given = self._given if isinstance(self._given, Mapping) else dict.fromkeys(fields, self._given)
         if set(given) != set(fields):
             raise ValueError(
-                f"rules are given for {sorted(given)}, but {type(up).__name__} has the fields {sorted(fields)}; "
+                f"rules are given for {sorted(given)}, but {message} has the fields {sorted(fields)}; "
                 "each field needs its rule"
             )
         return {name: self._staged(name, rule) for name, rule in given.items()}

@@ -108,6 +108,8 @@ class Site:
         )  # fmt: skip
         self._profile, self._data, self._plan, self._attack = profile, data, plan, attack
         self._pending: dict[ClientId, PendingState] = {}
+        self.whole = True
+        """All clients of a collect are asked here; False: other processes ask some of them."""
 
     def run(self, dispatches: Iterable[Dispatch]) -> Iterator[Reply]:
         """Replies in the order of the dispatches; what a client wrote stays pending until `settle`."""
@@ -137,10 +139,10 @@ class Site:
         """The server's checkpoints on disk are those of `rounds`."""
         self.store.commit(*rounds)
 
-    def rewind(self, round: int) -> None:
-        """Forget what clients wrote after `round`."""
+    def rewind(self, round: int, search: bool = True) -> None:
+        """Forget what clients wrote after `round`; for `search` see `Store.rewind`."""
         self._pending.clear()
-        self.store.rewind(round)
+        self.store.rewind(round, search)
 
     def _client(self, dispatch: Dispatch) -> LocalClient:
         return LocalClient(
@@ -151,6 +153,7 @@ class Site:
             round=dispatch.round,
             root=rng.key(self.root, "client", dispatch.number, dispatch.client),
             attack=self._attack(dispatch.client),
+            whole=self.whole,
         )
 
     async def _task(self, dispatch: Dispatch, client: LocalClient) -> Message:

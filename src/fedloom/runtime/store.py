@@ -5,7 +5,8 @@ did not count leaves no trace. Version r is valid once the checkpoint of round r
 forgets every version beyond the checkpoint, so that a repeated round sees what the first attempt saw. Of each client
 as many versions are kept as that needs: for every checkpoint on disk the newest not beyond it, and the newest two.
 
-On disk a version is one file, `<root>/<client>/<round>.safetensors`, written aside and renamed.
+On disk a version is one file, `<root>/<client>/<round>.safetensors`, written aside and renamed. Several processes may
+share the folder: a client belongs to one of them at a time, and each remembers only what it wrote itself.
 """
 
 from collections.abc import Iterator
@@ -97,8 +98,8 @@ class OnDisk:
         write_bytes(self._file(client, round), encode(memory))
 
     def drop(self, client: ClientId, round: int) -> None:
-        """Forget a version."""
-        self._file(client, round).unlink()
+        """Forget a version; another process may have been quicker."""
+        self._file(client, round).unlink(missing_ok=True)
 
     def clients(self) -> Iterator[ClientId]:
         """Everybody with a folder."""
@@ -144,13 +145,18 @@ class Store:
             self._settled = newest
             self._recent = {client: version for client, version in self._recent.items() if version > newest}
 
-    def rewind(self, round: int) -> None:
+    def rewind(self, round: int, search: bool = True) -> None:
         """Forget every version after `round`: a round is tried again, or a run resumes from its checkpoint.
 
         The first time everybody's versions are looked at, later only those of clients written to in the meantime.
+
+        Args:
+            round: to which.
+            search: False: where everybody's are to be looked at, another process with the same shelf does it.
         """
         known = self._settled is not None and round >= self._settled
-        for client in sorted(self._recent) if known else self.shelf.clients():
+        everybody = self.shelf.clients() if search else ()
+        for client in sorted(self._recent) if known else everybody:
             for version in self.shelf.rounds(client):
                 if version > round:
                     self.shelf.drop(client, version)

@@ -1,0 +1,162 @@
+"""Texts of several clients one behind the other, without filling: what one shared forward pass is given.
+
+Products over fewer than LEAST rows are computed by other kernels on some machines, in other bits: a shorter stream is
+filled up with a text of nobody, and so are the places where the model's word is wanted. Where a library prepares every
+number of rows anew (bfloat16 on a CPU: 0.6 ms for each new size of each layer), they are filled up to round numbers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.adapters.adapted import Adapted
+from fedloom.adapters.together import Piece, Segment
+from fedloom.engine.attention import Span, texts
+from fedloom.models.load import takes
+from fedloom.objectives import sft
+
+LEAST = 4
+ROUND = 64
+"""Tokens of a stream are a multiple of this where sizes are prepared one by one."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one client brings: examples, the adapter they meet, and the key of its dropout."""
+
+    examples: Sequence[Any]
+    pieces: Sequence[Piece]
+    seed: int | None = None
+    sparse: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of all its texts."""
+        return sum(len(example.ids) for example in self.examples)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The pass: tokens, texts, whose they are, and where the model's word is wanted."""
+
+    ids: Tensor
+    """[1, tokens]"""
+    positions: Tensor
+    """[1, tokens], from 0 in every text."""
+    spans: Sequence[Span]
+    segments: Sequence[Segment]
+    places: Tensor
+    """[n] tokens after which the model's word is wanted; the last ones may be filling."""
+    targets: Tensor
+    """[wanted] what stands there in truth."""
+    owned: Sequence[Span]
+    """Each share's part of the wanted words."""
+    rows: Tensor
+    """[wanted] number of the text, counted over all shares."""
+
+
+def laid_out(shares: Sequence[Share], pad: int, device: torch.device, multiple: int = LEAST) -> Stream:
+    """Lay the shares out, the first in front.
+
+    Args:
+        shares: what each client brings.
+        pad: the token of the text of nobody.
+        device: where the model is.
+        multiple: tokens and places are filled up to a multiple of this.
+    """
+    ids, positions, places, targets, rows = list[int](), list[int](), list[int](), list[int](), list[int]()
+    spans, segments, owned = list[Span](), list[Segment](), list[Span]()
+    for share in shares:
+        begun, wanted_before = len(ids), len(places)
+        for example in share.examples:
+            start = len(ids)
+            ids.extend(example.ids)
+            positions.extend(range(len(example.ids)))
+            where, what = sft.wanted(example)
+            places.extend(start + place for place in where)
+            targets.extend(what)
+            rows.extend([len(spans)] * len(where))
+            spans.append((start, len(ids)))
+        segments.append(Segment(begun, len(ids), share.pieces, share.seed, share.sparse))
+        owned.append((wanted_before, len(places)))
+    filling = -len(ids) % multiple
+    if filling:
+        spans.append((len(ids), len(ids) + filling))
+        positions.extend([0] * filling)
+        ids.extend([pad] * filling)
+    places.extend([0] * (-len(places) % multiple or multiple * (not places)))
+    return Stream(
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        spans,
+        segments,
+        torch.tensor(places, device=device),
+        torch.tensor(targets, dtype=torch.long, device=device),
+        owned,
+        torch.tensor(rows, dtype=torch.long, device=device),
+    )
+
+
+def together(shares: Iterable[Share], budget: int) -> Iterator[list[Share]]:
+    """Shares in their order, as many at a time as a budget of tokens allows; a larger one goes by itself."""
+    chosen, tokens = list[Share](), 0
+    for share in shares:
+        if chosen and tokens + share.tokens > budget:
+            yield chosen
+            chosen, tokens = [], 0
+        chosen.append(share)
+        tokens += share.tokens
+    if chosen:
+        yield chosen
+
+
+class Model:
+    """The adapted model, run over streams."""
+
+    def __init__(self, adapted: Adapted, plain: bool) -> None:
+        """Prepare.
+
+        Args:
+            adapted: the model with its adapted layers.
+            plain: attention by products written out, as for short texts on a CPU.
+        """
+        module: Any = adapted.module
+        self.inner: nn.Module = module.get_base_model() if hasattr(module, "get_base_model") else module
+        self.adapted, self.plain = adapted, plain
+        self.selects = takes(self.inner, "logits_to_keep")
+        prepared = adapted.w.device.type == "cpu" and next(self.inner.parameters()).dtype == torch.bfloat16
+        self.multiple = ROUND if prepared else LEAST
+
+    def laid_out(self, shares: Sequence[Share], pad: int) -> Stream:
+        """The shares as this model takes them best."""
+        return laid_out(shares, pad, self.adapted.w.device, self.multiple)
+
+    @contextmanager
+    def pass_(self, stream: Stream) -> Iterator[Callable[[], Tensor]]:
+        """Within, forward and backward of this stream; yields what computes [wanted, vocabulary].
+
+        The context must cover the backward pass too: checkpointed layers are computed again there.
+        """
+        moment = self.adapted.moment
+        moment.segments = stream.segments
+        try:
+            with texts(self.inner.config, stream.spans, self.plain):
+                yield lambda: self._words(stream)
+        finally:
+            moment.segments = None
+
+    def _words(self, stream: Stream) -> Tensor:
+        selection: dict[str, Any] = {"logits_to_keep": stream.places} if self.selects else {}
+        logits: Tensor = self.inner(
+            input_ids=stream.ids, position_ids=stream.positions, use_cache=False, **selection
+        ).logits[0]
+        return (logits if self.selects else logits[stream.places])[: len(stream.targets)]
+
+    def training(self, wanted: bool) -> None:
+        """Switch the modules' mode, which walks through all of them, only where it changes."""
+        if self.adapted.module.training != wanted:
+            self.adapted.module.train(wanted)

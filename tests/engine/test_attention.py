@@ -1,0 +1,150 @@
+"""Attention text by text against its formula, written out one token after the other; gradients by autograd of that."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from fedloom.engine.attention import Unsuited, by_text, texts
+
+SPANS = {
+    "one text": ((0, 7),),
+    "several": ((0, 5), (5, 6), (6, 8), (8, 17)),
+    "ones": ((0, 1), (1, 2), (2, 3), (3, 4)),
+}
+
+
+def drawn(tokens, heads=4, groups=2, width=6, seed=0, dtype=torch.float64):
+    """Queries [1, heads, tokens, width], keys and values [1, groups, tokens, width]."""
+    source = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(1, n, tokens, width, generator=source, dtype=torch.float64).to(dtype).requires_grad_()
+        for n in (heads, groups, groups)
+    ]
+
+
+def formula(query, key, value, spans, scale, window=None, cap=None):
+    """out[t] = sum_s softmax_s(q_t k_s scale) v_s over s <= t of the same text, s > t - window."""
+    repeat = query.shape[1] // key.shape[1]
+    rows = []
+    for t in range(query.shape[2]):
+        start = next(a for a, b in spans if a <= t < b)
+        first = start if window is None else max(start, t - window + 1)
+        heads = []
+        for h in range(query.shape[1]):
+            products = key[0, h // repeat, first : t + 1] @ query[0, h, t] * scale
+            if cap is not None:
+                products = cap * torch.tanh(products / cap)
+            weights = products.exp() / products.exp().sum()
+            heads.append(weights @ value[0, h // repeat, first : t + 1])
+        rows.append(torch.stack(heads))
+    return torch.stack(rows)[None]
+
+
+def asked(inputs, spans, plain, **more):
+    config = SimpleNamespace(_attn_implementation="eager")
+    with texts(config, spans, plain):
+        out, weights = by_text(nn.Module(), *inputs, None, **more)
+    assert weights is None
+    assert config._attn_implementation == "eager"
+    return out
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "fused"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("spans", SPANS)
+def test_the_formula(spans, window, groups, plain):
+    spans = SPANS[spans]
+    inputs = drawn(spans[-1][1], groups=groups)
+    more = {} if window is None else {"sliding_window": window}
+    out = asked(inputs, spans, plain, **more)
+    wanted = formula(*inputs, spans, 1 / math.sqrt(6), window)
+    assert out.shape == wanted.shape == (1, spans[-1][1], 4, 6)
+    assert torch.allclose(out, wanted, rtol=1e-12, atol=1e-13)
+    up = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad(out, inputs, up)
+    for ours, theirs in zip(found, torch.autograd.grad(wanted, inputs, up), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "fused"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_cap_and_a_scale(window, plain):
+    spans = SPANS["several"]
+    inputs = drawn(spans[-1][1])
+    out = asked(inputs, spans, plain, scaling=0.7, softcap=1.5, sliding_window=window)
+    wanted = formula(*inputs, spans, 0.7, window, 1.5)
+    assert torch.allclose(out, wanted, rtol=1e-12, atol=1e-13)
+    found, theirs = (torch.autograd.grad(o.square().sum(), inputs) for o in (out, wanted))
+    assert all(torch.allclose(a, b, rtol=1e-11, atol=1e-12) for a, b in zip(found, theirs, strict=True))
+    assert torch.allclose(asked(inputs, spans, plain, scaling=0.7), formula(*inputs, spans, 0.7), atol=1e-13)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "fused"])
+@pytest.mark.parametrize("more", [{}, {"sliding_window": 3}, {"softcap": 2.0}], ids=["all", "window", "cap"])
+def test_neighbours_change_no_bit(more, plain):
+    """A text alone, and among others before and behind it, one of which is no number."""
+    alone = drawn(5, dtype=torch.float32)
+    around = [torch.cat([torch.full_like(t[:, :, :3], math.nan), t, 7 * t[:, :, :2]], 2) for t in alone]
+    company = [t.detach().requires_grad_() for t in around]
+    one, other = asked(alone, ((0, 5),), plain, **more), asked(company, ((0, 3), (3, 8), (8, 10)), plain, **more)
+    assert torch.equal(one, other[:, 3:8])
+    up = torch.randn(one.shape, generator=torch.Generator().manual_seed(1))
+    wide = torch.cat([torch.full_like(up[:, :3], math.nan), up, up[:, :2]], 1)
+    for ours, theirs in zip(
+        torch.autograd.grad(other, company, wide), torch.autograd.grad(one, alone, up), strict=True
+    ):
+        assert torch.equal(ours[:, :, 3:8], theirs)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "fused"])
+def test_large_products_stay_finite(plain):
+    inputs = [t.detach() * 100 for t in drawn(9, dtype=torch.float32)]
+    out = asked(inputs, ((0, 4), (4, 9)), plain)
+    assert bool(out.isfinite().all())
+    biggest = torch.stack([inputs[2][0, 0, 4], inputs[2][0, 0, 5]])
+    assert bool((out[0, 5, 0] <= biggest.max(0).values + 1e-4).all())
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "fused"])
+def test_formats_are_kept(plain):
+    inputs = drawn(6, dtype=torch.bfloat16)
+    out = asked(inputs, ((0, 2), (2, 6)), plain)
+    assert out.dtype == torch.bfloat16
+    wanted = formula(*(t.detach().double() for t in inputs), ((0, 2), (2, 6)), 6**-0.5)
+    assert torch.allclose(out.double(), wanted, atol=0.05)
+
+
+def test_what_cannot_be_done_is_said():
+    query, key, value = drawn(6)
+    spans = ((0, 6),)
+    with pytest.raises(Unsuited), texts(SimpleNamespace(_attn_implementation="sdpa"), spans, True):
+        by_text(nn.Module(), query.expand(2, -1, -1, -1), key, value, None)
+    with pytest.raises(Unsuited), texts(SimpleNamespace(_attn_implementation="sdpa"), spans, True):
+        by_text(nn.Module(), query, key, value, torch.zeros(1, 1, 6, 6))
+    towards_later = nn.Module()
+    towards_later.is_causal = False
+    with pytest.raises(Unsuited), texts(SimpleNamespace(_attn_implementation="sdpa"), spans, True):
+        by_text(towards_later, query, key, value, None)
+    with pytest.raises(Unsuited), texts(SimpleNamespace(_attn_implementation="sdpa"), ((0, 5),), True):
+        by_text(nn.Module(), query, key, value, None)
+    with pytest.raises(Unsuited):  # outside of a stream
+        by_text(nn.Module(), query, key, value, None)
+
+
+def test_the_name_is_put_back_whatever_happens():
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    with pytest.raises(ZeroDivisionError), texts(config, ((0, 1),), True):
+        assert config._attn_implementation != "sdpa"
+        raise ZeroDivisionError
+    assert config._attn_implementation == "sdpa"
+    inner = SimpleNamespace(_attn_implementation="sdpa")
+    query, key, value = drawn(6)
+    with texts(config, ((0, 6),), True):
+        with texts(inner, ((0, 2), (2, 6)), True):
+            by_text(nn.Module(), query, key, value, None)
+        out, _ = by_text(nn.Module(), query, key, value, None)  # the outer texts again
+    assert torch.allclose(out, formula(query, key, value, ((0, 6),), 6**-0.5), atol=1e-13)
