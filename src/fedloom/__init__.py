@@ -10,12 +10,13 @@ The names below are the public interface; importing them costs nothing until the
 
 from typing import TYPE_CHECKING, Any
 
+from fedloom.version import __version__
+
 if TYPE_CHECKING:
     from fedloom.config.load import load
     from fedloom.config.schema import Config
     from fedloom.experiment import Run, resume, run
 
-__version__ = "0.1.0"
 __all__ = ["Config", "Run", "__version__", "load", "resume", "run"]
 
 _HOME = {

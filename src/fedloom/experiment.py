@@ -9,23 +9,17 @@ first writes, exports and has sinks. What one of them alone knows goes through t
 
 import dataclasses
 import json
-import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-
-import fedloom
 from fedloom import atomic, checkpoint, recorder
 from fedloom.adapters import build as adapters
 from fedloom.aggregate.rules import Gather
-from fedloom.assembly import Parts, fingerprint
+from fedloom.assembly import Parts
 from fedloom.checkpoint import Checkpoint, Progress
 from fedloom.config import Config, dump, load, parse
 from fedloom.config.checks import require
@@ -46,7 +40,7 @@ from fedloom.events import (
     RunStarted,
     Sink,
 )  # fmt: skip
-from fedloom.folder import FORMAT, RunFolder
+from fedloom.folder import RunFolder
 from fedloom.metrics.summary import better
 from fedloom.models.load import location
 from fedloom.params import Layout
@@ -55,14 +49,11 @@ from fedloom.rounds import advance
 from fedloom.runtime import place as places
 from fedloom.runtime.folding import Traffic
 from fedloom.runtime.group import Group
-from fedloom.runtime.launch import Company, company
-from fedloom.runtime.place import Place
+from fedloom.starting import gathered, met, new_folder, saved
+from fedloom.version import __version__
 
 PERSONAL_EXPORTS = 100
 """Private models are written as adapter folders up to this many clients."""
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,9 +85,9 @@ def run(config: Config, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | 
         raise UserError(
             f"runtime.workers={config.runtime.workers}, but {place.size} processes were started together; leave it out"
         )
-    with _company(config, algorithm, place, config.runtime.workers, "run_member", dump(config)) as company:
-        parts, group = _met(company, config, lambda: Parts(config, algorithm), lambda parts: parts)
-        path = _new_folder(parts, group)
+    with gathered(config, algorithm, place, config.runtime.workers, "run_member", dump(config)) as company:
+        parts, group = met(company, config, lambda: Parts(config, algorithm), lambda parts: parts)
+        path = new_folder(parts, group)
         return Session(parts, path, sinks, None, group).go()
 
 
@@ -119,19 +110,17 @@ def resume(
     if folder.status in ("finished", "early_stopped"):
         raise UserError(f"{path} is {folder.status.replace('_', ' ')}; there is nothing to resume")
     written = folder.env().get("fedloom")
-    if written != fedloom.__version__:
-        raise UserError(
-            f"{path} was begun by fedloom {written}, this is {fedloom.__version__}; resume it with that one"
-        )
+    if written != __version__:
+        raise UserError(f"{path} was begun by fedloom {written}, this is {__version__}; resume it with that one")
     config = load(path / "config.yaml")
     place, count = places.found(), config.runtime.workers if workers is None else workers
     if place is not None and workers not in (None, place.size):
         raise UserError(f"{workers} workers are wanted, but {place.size} processes were started together")
-    with _company(config, algorithm, place, count, "resume_member", str(path)) as company:
-        (parts, saved), group = _met(
-            company, config, lambda: _saved(folder, config, algorithm, company.size), lambda made: made[0]
+    with gathered(config, algorithm, place, count, "resume_member", str(path)) as company:
+        (parts, kept), group = met(
+            company, config, lambda: saved(folder, config, algorithm, company.size), lambda made: made[0]
         )
-        return Session(parts, path, sinks, saved, group).go()
+        return Session(parts, path, sinks, kept, group).go()
 
 
 def run_member(config: str) -> None:
@@ -340,138 +329,6 @@ class Session:
 
     def _scored_rows(self) -> bool:
         return any(client.sizes[self.config.evaluate.split] for client in self.parts.data.clients)
-
-
-@contextmanager
-def _company(
-    config: Config, algorithm: Algorithm[Any] | None, place: Place | None, workers: int, member: str, argument: str
-) -> Iterator[Company]:
-    """The processes of a run; torch's threads and device are as before afterwards.
-
-    Raises:
-        UserError: this run cannot have several processes.
-    """
-    size = workers if place is None else place.size
-    if size > 1 and config.runtime.name != "simulation":
-        raise UserError(f"runtime.name={config.runtime.name} cannot have {size} processes; use runtime.name=simulation")
-    if place is None and size > 1 and algorithm is not None:
-        raise UserError(
-            "runtime.workers starts processes with the recipe alone, so they cannot know an algorithm handed over as "
-            "an object; start them with torchrun, or use runtime.workers=1"
-        )
-    threads = torch.get_num_threads()
-    try:
-        with company(place, workers, config.engine.threads, f"fedloom.experiment:{member}", [argument]) as found:
-            if found.place is not None and torch.cuda.is_available():
-                torch.cuda.set_device(found.place.local_rank % torch.cuda.device_count())
-            yield found
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _met(company: Company, config: Config, make: Callable[[], T], parts: Callable[[T], Parts]) -> tuple[T, Group]:
-    """What this process makes, and the group of all, once all have made the same.
-
-    Raises:
-        UserError: one of them cannot.
-        RunStopped: one of them ended.
-    """
-    try:
-        made = make()
-    except UserError as error:
-        if company.rank > 0:  # process 0 says it, as if the mistake were its own
-            company.meet(config.runtime.timeout, {}, str(error))
-        raise
-    traits: dict[str, str] = {}
-    if company.size > 1:
-        p = parts(made)
-        traits = {
-            "fedloom": fedloom.__version__, "torch": torch.__version__, "algorithm": identity(p.algorithm),
-            "configuration": fingerprint(p.config), "base model": p.base_fingerprint, "rows": p.data.fingerprint(),
-        }  # fmt: skip
-    return made, company.meet(config.runtime.timeout, traits)
-
-
-def _new_folder(parts: Parts, group: Group) -> Path:
-    """The first process makes it, and tells all the others."""
-    name = b""
-    if group.rank == 0:
-        config = parts.config
-        folder = RunFolder.create(Path(config.run.folder), config.run.name, fingerprint(config), datetime.now())
-        _describe(folder.path, parts, group.size)
-        name = str(folder.path).encode()
-    return Path(group.gather("the run folder", name)[0].decode())
-
-
-def _saved(
-    folder: RunFolder, config: Config, algorithm: Algorithm[Any] | None, processes: int
-) -> tuple[Parts, Checkpoint]:
-    """What a run is resumed with.
-
-    Raises:
-        UserError: it is not what the run was begun with.
-    """
-    path, env = folder.path, folder.env()
-    if fingerprint(config) != env.get("config"):
-        raise UserError(f"{path / 'config.yaml'} was changed since the run began; put it back to resume")
-    if config.runtime.reduce == "sums" and processes != env.get("processes"):
-        raise UserError(
-            f"{path} was begun by {env.get('processes')} processes with runtime.reduce=sums, whose rounding depends on "
-            f"their number; this are {processes}. Resume it with as many (fedloom resume --workers)"
-        )
-    parts = Parts(config, algorithm)
-    page, begun_with = identity(parts.algorithm), env.get("algorithm")
-    if page != begun_with:
-        raise UserError(f"{path} was begun with the algorithm {begun_with}, not {page}; hand that one to resume()")
-    if parts.base_fingerprint != env.get("base"):
-        raise UserError(f"the base model {config.model.name} is not the one {path} was begun with; put it back")
-    if parts.data.fingerprint() != env.get("data"):
-        raise UserError(f"the rows of {config.data.source} are not those {path} was begun with; put them back")
-    found = checkpoint.found(path / "checkpoints")
-    if not found:
-        raise UserError(f"{path} has no checkpoint: it ended before the first. Start it anew with fedloom run")
-    kind = type(parts.algorithm.init(parts.adapted.start))
-    return parts, checkpoint.load(found[-1], kind)
-
-
-def identity(algorithm: Algorithm[Any]) -> str:
-    """What tells an algorithm page from another: its class and, for a dataclass, its settings."""
-    return repr(algorithm) if dataclasses.is_dataclass(algorithm) else type(algorithm).__qualname__
-
-
-def _describe(path: Path, parts: Parts, processes: int) -> None:
-    """Write what a run folder says of itself before the first round."""
-    import peft
-    import transformers
-
-    env = {
-        "format": FORMAT,
-        "fedloom": fedloom.__version__,
-        "config": fingerprint(parts.config),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "platform": platform.platform(),
-        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
-        "device": str(parts.base.device),
-        "attention": parts.base.attention,
-        "dtype": str(parts.base.dtype).removeprefix("torch."),
-        "algorithm": identity(parts.algorithm),
-        "engine": parts.chosen.words,
-        "row_invariant": parts.chosen.invariant,
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        "template": parts.data.template_name,
-        "adapted": len(parts.adapted.layout.leaves),
-        "base": parts.base_fingerprint,
-        "data": parts.data.fingerprint(),
-        "layout": parts.adapted.layout.fingerprint,
-    }
-    atomic.write_text(path / "partition.json", json.dumps({"clients": parts.data.holdings}))
-    atomic.write_text(path / "env.json", json.dumps(env, indent=1))
-    atomic.write_text(path / "config.yaml", dump(parts.config))
 
 
 def _last_metrics(path: Path) -> dict[str, float]:
