@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from machine import median, say
+from plain import Plain
 from rig import Federation, Rig, encoded
 from timing import interleaved, judged, middle, ratios, spread
+from torch import nn
 
-from models import LINEAR, QUERY_VALUE, SHAPES, Steps, clients, tokens
+from models import LINEAR, LONGEST, QUERY_VALUE, SHAPES, Row, Steps, clients, saved, tokens
 
 SLOTS, BUDGET = 8, 1024
 COHORTS = (4, 8, 16, 32, 64)
@@ -27,18 +29,22 @@ COHORTS = (4, 8, 16, 32, 64)
 
 
 def memory(engine: str, toy: bool) -> dict[str, Any]:
-    """Largest resident size beyond the loaded model: cohorts of 8 and 64, batches of 4 and 8."""
+    """Largest resident size beyond the loaded model: cohorts of 8 and 64, batches of 4 and 8, and the plain loop.
+
+    The plain loop trains one client on batches of as many tokens as one shared pass may hold.
+    """
     kind = "micro" if toy else "small"
-    asked = [(8, 4), (64, 4), (8, 8)]
-    rows = [one(kind, engine, *case) for case in asked]
+    rows = [one(kind, engine, *case) for case in ((8, 4), (64, 4), (8, 8))]
+    plain = one(kind, "plain", 1, BUDGET // LONGEST)
     few, many, large = rows
+    most = plain["activations and rest MiB"]
     targets = [
         judged("cohort 64: peak memory of cohort 8's", many["peak MiB"] / few["peak MiB"], "<=", 1.1),
         judged("batch 8: peak memory of batch 4's", large["peak MiB"] / few["peak MiB"], "<=", 1.1),
-        judged("activations, MiB per token of the budget (0.36 saved by a plain loop)",
-               few["activations and rest MiB"] / BUDGET, "<=", 0.5),
+        judged(f"activations and rest, of the plain loop's at {BUDGET} tokens a step",
+               few["activations and rest MiB"] / most, "<=", 1.1),
     ]  # fmt: skip
-    return {"rows": rows, "targets": targets}
+    return {"rows": [*rows, plain], "targets": targets}
 
 
 def one(kind: str, engine: str, cohort: int, batch: int) -> dict[str, Any]:
@@ -49,23 +55,38 @@ def one(kind: str, engine: str, cohort: int, batch: int) -> dict[str, Any]:
 
 
 def measured(kind: str, engine: str, cohort: int, batch: int) -> dict[str, Any]:
-    rig = Rig(kind, LINEAR, slots=SLOTS, engine=engine)
-    work = [encoded(steps) for steps in clients(cohort, kind, batch, 2)]
-    loaded = touched(rig)
+    slots, train, size, module = plainly(kind, batch) if engine == "plain" else federated(kind, engine, cohort, batch)
+    loaded = touched(module)
     with suppress(OSError):  # lets the kernel forget the peak of the imports
         Path("/proc/self/clear_refs").write_text("5")
-    Federation(rig, work).round()
-    rows, peak = SLOTS * 16 * rig.layout.size / 2**20, resident("VmHWM")
+    train()
+    rows, peak = slots * 16 * size / 2**20, resident("VmHWM")
     return {
-        "model": kind, "cohort": cohort, "batch": batch, "slots": SLOTS, "trainable": rig.layout.size,
+        "model": kind, "engine": engine, "cohort": cohort, "batch": batch, "slots": slots, "trainable": size,
         "loaded MiB": round(loaded, 1), "peak MiB": round(peak, 1), "rows MiB (slots x 16 x P)": round(rows, 1),
         "activations and rest MiB": round(peak - loaded - rows, 1),
     }  # fmt: skip
 
 
-def touched(rig: Rig) -> float:
+Ready = tuple[int, Callable[[], object], int, nn.Module]
+"""Clients at a time, what is measured, trainable numbers, the model."""
+
+
+def federated(kind: str, engine: str, cohort: int, batch: int) -> Ready:
+    rig = Rig(kind, LINEAR, slots=SLOTS, engine=engine)
+    side = Federation(rig, [encoded(steps) for steps in clients(cohort, kind, batch, 2)])
+    return SLOTS, side.round, rig.layout.size, rig.base.module
+
+
+def plainly(kind: str, batch: int) -> Ready:
+    plain, ids = Plain(saved(kind), LINEAR), tuple(range(2, 2 + LONGEST))
+    row = Row(ids, (-100,) * 102 + ids[102:], 102)  # two fifths are the prompt, as everywhere
+    return 1, lambda: plain.train(plain.take(), [[row] * batch] * 2), plain.size, plain.model
+
+
+def touched(module: nn.Module) -> float:
     """Resident MiB once every weight was read: files that are mapped count only then."""
-    for parameter in rig.base.module.parameters():
+    for parameter in module.parameters():
         parameter.sum()
     return resident("VmRSS")
 

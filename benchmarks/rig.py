@@ -64,9 +64,9 @@ class Rig:
         if name == "reference":
             return Reference(self.adapted, self.tokenizer, (END,))
         budget = tokens or default_tokens(self.base.device, self.base.parameters)
-        eager = self.base.attention == "eager"
+        way: Any = "plain" if self.base.attention == "eager" else "fused"
         return Slots(
-            self.adapted, self.tokenizer, (END,), slots=slots, tokens_per_step=budget, plain_attention=eager
+            self.adapted, self.tokenizer, (END,), slots=slots, tokens_per_step=budget, attention=way
         )  # fmt: skip
 
     def factors(self, x: Params) -> dict[str, Tensor]:

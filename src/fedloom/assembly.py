@@ -204,7 +204,7 @@ class Parts:
         return choose(
             c.engine, self.adapted, self.tokenizer, self.data.encoder.stop_ids,
             optimizer=c.local.optimizer, dtype=self.base.dtype, parameters=self.base.parameters,
-            checkpointing=c.model.gradient_checkpointing, plain_attention=self.base.attention == "eager",
+            checkpointing=c.model.gradient_checkpointing, attention=self.base.attention,
         )  # fmt: skip
 
     def _setting(self) -> Setting:

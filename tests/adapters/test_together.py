@@ -242,3 +242,23 @@ def test_carried_factors_must_fit():
     for wrong in ((left, right), (left, right.t(), *none), (right, left, *none), (left[0], right, *none)):
         with pytest.raises(ValueError, match="does not fit"):
             fitted(wrong, shapes, like)
+
+
+@pytest.mark.parametrize("inputs, outputs", [(5, 35), (24, 40), (33, 24)])
+@pytest.mark.parametrize("rank", [1, 4, 8])
+def test_where_a_client_stands_changes_no_bit_of_its_gradients(inputs, outputs, rank):
+    """Rows of odd width begin anywhere in a cache line, and kernels sum otherwise there (seen with a bare slice)."""
+    a, b = normal(rank, inputs, seed=3).float(), normal(outputs, rank, seed=4).float()
+    base = nn.Linear(inputs, outputs).requires_grad_(False)
+    for tokens in (1, 5, 13, 33):
+        x, up = normal(1, tokens, inputs, seed=5).float(), normal(1, tokens, outputs, seed=6).float()
+        found = []
+        for before in (0, 1, 2, 3, 7):
+            da, db = torch.zeros_like(a), torch.zeros_like(b)
+            segment = Segment(before, before + tokens, [Piece(a, b, 0.5, da, db)])
+            stream = nn.functional.pad(x, (0, 0, before, 0), value=2.0).requires_grad_()
+            y = Place(NAME, 0, base, 0.0, None, torch.zeros((), requires_grad=True))(stream, [segment])
+            y.backward(nn.functional.pad(up, (0, 0, before, 0), value=3.0))
+            found.append((da, db))
+        for ours in found[1:]:
+            assert all(torch.equal(one, other) for one, other in zip(ours, found[0], strict=True))

@@ -92,7 +92,9 @@ class Pair:
         return Reference(self.adapted, self.tokenizer, (END,), checkpointing)
 
     def slots(self, slots: int = 8, tokens: int = 1024, checkpointing: bool = False) -> Slots:
-        return Slots(self.adapted, self.tokenizer, (END,), slots, tokens, checkpointing, self.plain)
+        return Slots(
+            self.adapted, self.tokenizer, (END,), slots, tokens, checkpointing, "plain" if self.plain else "fused"
+        )
 
     def of_rank(self, rank: int) -> Layout:
         """The layout of a client with this rank everywhere."""

@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
 def chosen(p: Pair, optimizer: OptimizerConfig = SGD, **settings: Any) -> Chosen:
     return choose(
         EngineConfig(**settings), p.adapted, p.tokenizer, (tiny.END,), optimizer=optimizer, dtype=p.base.dtype,
-        parameters=p.base.parameters, plain_attention=p.plain,
+        parameters=p.base.parameters, attention="eager" if p.plain else "sdpa",
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_other_adapters_and_settings(folders, adapter, checkpointing):
     p = Pair(folders["qwen2"], adapter)
     found = choose(
         EngineConfig(), p.adapted, p.tokenizer, (tiny.END,), optimizer=SGD, dtype=torch.float32,
-        parameters=p.base.parameters, checkpointing=checkpointing, plain_attention=True,
+        parameters=p.base.parameters, checkpointing=checkpointing, attention="eager",
     )  # fmt: skip
     assert isinstance(found.engine, Slots), found.words
 

@@ -7,7 +7,7 @@ with the same shapes whoever else is in the stream.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 NAME = "fedloom_texts"
 DENSE = torch.contiguous_format
+Way = Literal["plain", "fused", "packed"]
+"""plain: products and softmax written out, best for short texts on a CPU. fused: torch's kernel, one text at a time.
+packed: one flash kernel for all texts, on CUDA in half precision."""
 Span = tuple[int, int]
 """First token of a text and the one behind its last."""
 
@@ -27,30 +30,32 @@ class _Stream:
     """The texts of the pass at hand; set by `texts`, read by the function transformers calls."""
 
     spans: Sequence[Span] = ()
-    plain: bool = False
+    way: Way = "fused"
+    ends: Tensor | None = None
+    """Where texts end, for the packed kernel."""
     biases: dict[tuple[Any, ...], Tensor] = {}
     """What keeps later tokens out, by size: the same for all layers of a pass."""
 
 
 @contextmanager
-def texts(config: Any, spans: Sequence[Span], plain: bool) -> Iterator[None]:
+def texts(config: Any, spans: Sequence[Span], way: Way) -> Iterator[None]:
     """Within, a model of this configuration attends text by text.
 
     Args:
         config: the model's, whose attention is named anew and put back.
         spans: the texts of the stream.
-        plain: products and softmax written out, in place of torch's fused kernel.
+        way: how each text is attended to.
     """
     _register()
     before = config._attn_implementation
-    kept = _Stream.spans, _Stream.plain, _Stream.biases
+    kept = _Stream.spans, _Stream.way, _Stream.biases, _Stream.ends
     config._attn_implementation = NAME
-    _Stream.spans, _Stream.plain, _Stream.biases = spans, plain, {}
+    _Stream.spans, _Stream.way, _Stream.biases, _Stream.ends = spans, way, {}, None
     try:
         yield
     finally:
         config._attn_implementation = before
-        _Stream.spans, _Stream.plain, _Stream.biases = kept
+        _Stream.spans, _Stream.way, _Stream.biases, _Stream.ends = kept
 
 
 def by_text(
@@ -91,7 +96,9 @@ def by_text(
     window, softcap = more.get("sliding_window"), more.get("softcap")
     if softcap is not None:
         return _capped(query, key, value, spans, scale, window, softcap), None
-    if _Stream.plain:
+    if _Stream.way == "packed":
+        return _packed(query, key, value, spans, scale, window), None
+    if _Stream.way == "plain":
         exact = torch.promote_types(query.dtype, torch.float32)  # small products: float32 is faster than bfloat16 here
         q, k, v = (t[0].to(exact, memory_format=torch.contiguous_format).contiguous() for t in (query, key, value))
         out: Tensor = _Plain.apply(q, k, v, spans, scale, window)  # type: ignore[no-untyped-call]
@@ -120,6 +127,24 @@ def _fused(
         )  # fmt: skip
         found.append(out.transpose(1, 2))
     return torch.cat(found, dim=1)
+
+
+def _packed(
+    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float, window: int | None
+) -> Tensor:
+    """By one flash kernel for all texts; `num_splits=1` keeps each text's order of sums whoever is beside it."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if _Stream.ends is None:
+        _Stream.ends = torch.tensor([0, *(stop for _, stop in spans)], dtype=torch.int32, device=query.device)
+    longest = max(stop - start for start, stop in spans)
+    q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
+    out = varlen_attn(
+        q, k, v, _Stream.ends, _Stream.ends, longest, longest, scale=scale, num_splits=1,
+        window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    assert isinstance(out, Tensor)
+    return out[None]
 
 
 def _capped(

@@ -18,6 +18,7 @@ from fedloom import rng
 from fedloom.adapters.adapted import Adapted
 from fedloom.contracts import Call, ClientFailed, Engine
 from fedloom.data.encode import Encoded
+from fedloom.engine.attention import Way
 from fedloom.engine.config import EngineConfig, OptimizerConfig
 from fedloom.engine.optimizers import ELEMENTWISE
 from fedloom.engine.reference import Reference
@@ -33,6 +34,8 @@ TOKENS_LARGE = 2048
 LARGE = 3_000_000_000
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Largest relative difference of a gradient that is rounding: padded and unpadded texts are summed in other orders."""
+HEEDED = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of attention layers, by transformers' names, that are computed text by text."""
 LENGTHS = (11, 6)
 
 
@@ -64,7 +67,7 @@ def choose(
     dtype: torch.dtype,
     parameters: int,
     checkpointing: bool = False,
-    plain_attention: bool = False,
+    attention: str = "sdpa",
 ) -> Chosen:
     """The engine a recipe names, or the fastest that is right for this model.
 
@@ -77,7 +80,7 @@ def choose(
         dtype: of the base.
         parameters: of the base.
         checkpointing: compute activations again in the backward pass.
-        plain_attention: the base's attention is written out in products.
+        attention: the base's own, as transformers names it.
 
     Raises:
         UserError: `engine.name=slots` is demanded, but this model or setting cannot be run so.
@@ -90,8 +93,11 @@ def choose(
     if problem is None:
         slots = config.slots or SLOTS
         tokens = config.tokens_per_step or default_tokens(adapted.w.device, parameters)
-        engine = Slots(adapted, tokenizer, stop_ids, slots, tokens, checkpointing, plain_attention)
-        problem = difference(engine, reference, dtype)
+        for way in ways(attention, adapted.w.device, dtype):
+            engine = Slots(adapted, tokenizer, stop_ids, slots, tokens, checkpointing, way)
+            problem = difference(engine, reference, dtype)
+            if problem is None:
+                break
         seconds = time.perf_counter() - begun
     if problem is not None:
         if config.name == "slots":
@@ -102,13 +108,20 @@ def choose(
     resolved = config.model_copy(update={"name": "slots", "slots": slots, "tokens_per_step": tokens})
     invariant = row_invariant(engine.model.inner, dtype)
     exact = "neighbours change no bit" if invariant else "neighbours change the last digits"
-    why = f"{slots} clients side by side, {tokens} tokens a pass; checked in {seconds:.1f} s; {exact}"
+    why = f"{slots} clients side by side, {tokens} tokens a pass, {way} attention; checked in {seconds:.1f} s; {exact}"
     return Chosen(engine, resolved, why, invariant)
 
 
 def default_tokens(device: torch.device, parameters: int) -> int:
     """Tokens that fill a pass: more only need memory."""
     return TOKENS_LARGE if device.type == "cuda" and parameters >= LARGE else TOKENS[device.type]
+
+
+def ways(attention: str, device: torch.device, dtype: torch.dtype) -> tuple[Way, ...]:
+    """How texts may be attended to, the fastest first."""
+    if attention == "eager":
+        return ("plain",)
+    return ("packed", "fused") if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) else ("fused",)
 
 
 def difference(slots: Slots, reference: Reference, dtype: torch.dtype) -> str | None:
@@ -171,6 +184,11 @@ def row_invariant(module: nn.Module, dtype: torch.dtype, rows: Sequence[int] = (
 def _unsuited(adapted: Adapted, optimizer: OptimizerConfig) -> str | None:
     if adapted.together is None:
         return "this kind of adapter changes weights that clients would share"
+    config: Any = adapted.module.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    odd = sorted(set(getattr(config, "layer_types", None) or ()) - HEEDED)
+    if getattr(config, "attention_chunk_size", None) or odd:  # it stands in the mask only, which is not built
+        return f"this model attends in ways that are not computed text by text ({', '.join(odd) or 'in chunks'})"
     if optimizer.name.lower() not in ELEMENTWISE:
         return f"{optimizer.name} needs each tensor's shape (element by element: {', '.join(sorted(ELEMENTWISE))})"
     return None

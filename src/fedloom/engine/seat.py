@@ -47,7 +47,8 @@ class Seat:
         self.w, self.g, self.pieces = row.w, row.g, row.pieces
         self.w.copy_(request.start)
         together.carry(self.pieces, request.carry)
-        self.sparse = live(self.pieces) or any(leaf.endswith(".S") for leaf in request.train or ())
+        sparse = {f"{leaf.module}.S" for leaf in request.layout.leaves} & set(request.layout.names)
+        self.sparse = live(self.pieces) or bool(sparse & set(request.train or sparse))
         self.optimizer = self._optimizer()
         self.descent = Descent(request, self.g, lambda: self.w, self.optimizer)
         self.served = 0

@@ -19,6 +19,7 @@ from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.together import Piece
 from fedloom.contracts import Call, Carry, ClientId
 from fedloom.engine import scoring
+from fedloom.engine.attention import Way
 from fedloom.engine.reference import Reference
 from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
 from fedloom.engine.scoring import RowLoss
@@ -45,7 +46,7 @@ class Slots:
         slots: int = 8,
         tokens_per_step: int = 1024,
         checkpointing: bool = False,
-        plain_attention: bool = False,
+        attention: Way = "fused",
     ) -> None:
         """Prepare.
 
@@ -56,7 +57,7 @@ class Slots:
             slots: clients seated at a time.
             tokens_per_step: most tokens of one pass; one client's larger micro-batch goes by itself.
             checkpointing: compute activations again in the backward pass.
-            plain_attention: products written out in place of torch's fused kernel.
+            attention: how each text is attended to.
 
         Raises:
             ValueError: the adapter cannot be shared, or a number is below 1.
@@ -68,7 +69,7 @@ class Slots:
         self.single = Reference(adapted, tokenizer, stop_ids, checkpointing)
         self.adapted, self.device, self.pad = adapted, self.single.device, self.single.pad
         self.budget, self.together = tokens_per_step, adapted.together
-        self.model = Model(adapted, plain_attention)
+        self.model = Model(adapted, attention)
         self._queue = deque[Call[Any]]()
         self._next = deque[Call[Any]]()
         """Trainings that are seated before any of the queue."""
@@ -191,14 +192,13 @@ class Slots:
                 ((_, result),) = self.single.advance()
             case other:
                 raise TypeError(f"this engine cannot serve a {type(other).__name__}")
-        self._queue.remove(first)
+        self._queue = deque(call for call in self._queue if call is not first)
         return [(first.client, result)]
 
     def _evaluate(self) -> list[tuple[ClientId, Any]]:
         """All evaluations that wait, whatever their models; each client's rows form batches of their own."""
         asked = [call for call in self._queue if isinstance(call.request, Evaluate)]
-        for call in asked:
-            self._queue.remove(call)
+        self._queue = deque(call for call in self._queue if not isinstance(call.request, Evaluate))
         groups = list[list[Call[Any]]]()
         for call in asked:
             known = next((group for group in groups if scoring.alike(group[0].request, call.request)), None)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.together import Piece, Segment
-from fedloom.engine.attention import Span, texts
+from fedloom.engine.attention import Span, Way, texts
 from fedloom.models.load import takes
 from fedloom.objectives import sft
 
@@ -117,16 +117,16 @@ def together(shares: Iterable[Share], budget: int) -> Iterator[list[Share]]:
 class Model:
     """The adapted model, run over streams."""
 
-    def __init__(self, adapted: Adapted, plain: bool) -> None:
+    def __init__(self, adapted: Adapted, attention: Way) -> None:
         """Prepare.
 
         Args:
             adapted: the model with its adapted layers.
-            plain: attention by products written out, as for short texts on a CPU.
+            attention: how each text is attended to.
         """
         module: Any = adapted.module
         self.inner: nn.Module = module.get_base_model() if hasattr(module, "get_base_model") else module
-        self.adapted, self.plain = adapted, plain
+        self.adapted, self.attention = adapted, attention
         self.selects = takes(self.inner, "logits_to_keep")
         prepared = adapted.w.device.type == "cpu" and next(self.inner.parameters()).dtype == torch.bfloat16
         self.multiple = ROUND if prepared else LEAST
@@ -144,7 +144,7 @@ class Model:
         moment = self.adapted.moment
         moment.segments = stream.segments
         try:
-            with texts(self.inner.config, stream.spans, self.plain):
+            with texts(self.inner.config, stream.spans, self.attention):
                 yield lambda: self._words(stream)
         finally:
             moment.segments = None
@@ -158,5 +158,5 @@ class Model:
 
     def training(self, wanted: bool) -> None:
         """Switch the modules' mode, which walks through all of them, only where it changes."""
-        if self.adapted.module.training != wanted:
+        if self.inner.training != wanted:  # peft's wrapper begins in training mode whatever is inside
             self.adapted.module.train(wanted)
