@@ -9,9 +9,8 @@ et al. 1979 for merging): the difference of two large sums would lose them.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -28,7 +27,7 @@ class Spread:
     """Weighted mean and sum of squared distances from it, in float64."""
 
     mean: list[Tensor] | None = None
-    """The plain numbers flat, then one [out, columns] for each product, flat; None before the first reply."""
+    """The plain numbers flat, then what is seen of all products, flat; None before the first reply."""
     squares: float = 0.0
     """Σ w |W_i - mean W|²."""
     weight: float = 0.0
@@ -82,14 +81,14 @@ class Sketch:
         """Distance of a result from the mean of products, as a share of that mean's length; 0 without products."""
         if self.spread is None or self.spread.mean is None:
             return math.nan
-        mean = self.spread.mean[1:]
-        seen = islice(self.parts(result), 1, None)
-        return _share(_distance(seen, mean), math.sqrt(sum(float(m @ m) for m in mean)))
+        mean = self.spread.mean[1]
+        seen = self.parts(result)[1]
+        return _share(_distance([seen], [mean]), math.sqrt(float(mean @ mean)))
 
-    def parts(self, term: Term) -> Iterator[Tensor]:
-        """A term as it is measured, one flat tensor after the other: the plain numbers, and every product through Ω."""
+    def parts(self, term: Term) -> tuple[Tensor, Tensor]:
+        """A term as it is measured, both flat: the plain numbers, and every product through Ω, one behind the other."""
         plain, products = terms.split(term)
-        yield plain.detach().reshape(-1)
+        seen = list[Tensor]()
         for left, right in products:
             exact = torch.promote_types(left.dtype, torch.float32)
             tall, wide = left.detach().to(exact), right.detach().to(exact)
@@ -98,7 +97,9 @@ class Sketch:
                 tall = (tall.T @ self._probe("rows", len(tall), rows, exact)).T
             if wide.shape[1] > self.columns:
                 wide = wide @ self._probe("columns", wide.shape[1], self.columns, exact)
-            yield (tall @ wide).reshape(-1)
+            seen.append((tall @ wide).reshape(-1))
+        flat = plain.detach().reshape(-1)
+        return flat, torch.cat(seen) if seen else flat.new_zeros(0)
 
     def _probe(self, side: str, size: int, kept: int, dtype: torch.dtype) -> Tensor:
         """[size, kept] Gaussian with E |x probe|² = |x|²."""
