@@ -18,6 +18,8 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.assembly import Parts
 from fedloom.config import Config, load
 from fedloom.contracts import Needs
+from fedloom.engine import choice
+from fedloom.engine.slots import Slots
 from fedloom.errors import RunStopped, UserError
 from fedloom.events import ClientTrained, EarlyStopped, Evaluated, Event, ReplyMissing, RoundFinished
 from fedloom.folder import RunFolder
@@ -67,6 +69,9 @@ def forked(work: Callable[[], Any]) -> int:
         finally:
             os._exit(7)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+FINAL = "adapters/final/adapter_model.safetensors"
 
 
 def killed_at(cfg: Config, when: Callable[[Sequence[Event]], bool]) -> Path:
@@ -175,6 +180,30 @@ def test_second_process_gives_the_same_bits(tmp_path: Path) -> None:
     same(here.folder, there.folder)
 
 
+def test_a_resumed_run_keeps_the_engine_s_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the run's beginning, whatever a later version or another machine would choose."""
+    monkeypatch.setattr(choice, "SLOTS", 3)
+    monkeypatch.setitem(choice.TOKENS, "cpu", 200)
+    folder = experiment.run(config(tmp_path)).folder
+    monkeypatch.undo()
+    written = load(folder / "config.yaml")
+    engine = Parts(written).chosen.engine
+    assert isinstance(engine, Slots)
+    assert (engine.room(), engine.budget) == (6, 200)
+
+
+def test_engines_and_their_numbers_change_a_run_by_rounding_only(tmp_path: Path) -> None:
+    exact = ["model.dtype=float32", "local.optimizer=sgd", "local.lr=0.05"]
+    wide = experiment.run(config(tmp_path / "wide", *exact))
+    narrow = experiment.run(config(tmp_path / "narrow", *exact, "engine.slots=2", "engine.tokens_per_step=50"))
+    plain = experiment.run(config(tmp_path / "plain", *exact, "engine.name=reference"))
+    ours, same_bits, theirs = (load_file(run.folder / FINAL) for run in (wide, narrow, plain))
+    for name, value in ours.items():
+        assert torch.equal(value, same_bits[name]), name
+        assert torch.allclose(value, theirs[name], atol=1e-5), name
+    assert json.loads((plain.folder / "env.json").read_text())["engine"].startswith("reference")
+
+
 def test_the_folder_holds_what_it_promises(tmp_path: Path) -> None:
     seen: list[Event] = []
     run = experiment.run(config(tmp_path), [seen.append])
@@ -183,7 +212,7 @@ def test_the_folder_holds_what_it_promises(tmp_path: Path) -> None:
             "checkpoints", "adapters"} <= names  # fmt: skip
     written = load(run.folder / "config.yaml")  # with the engine as it was chosen
     assert written.model_copy(update={"engine": config(tmp_path).engine}) == config(tmp_path)
-    assert written.engine.name != "auto"
+    assert (written.engine.name, written.engine.slots, written.engine.tokens_per_step) == ("slots", 8, 1024)
     assert [row["round"] for row in table(run.folder, "metrics.csv")] == [0, 1, 2, 3]
     assert run.metrics["exact_match"] <= 1
     assert len(list((run.folder / "checkpoints").glob("round-*"))) == 2

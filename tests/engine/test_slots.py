@@ -19,6 +19,7 @@ from fedloom.engine.config import OptimizerConfig
 from fedloom.engine.reference import Reference
 from fedloom.engine.requests import Evaluate, Generate, Logits, Probe
 from fedloom.engine.slots import Slots
+from fedloom.errors import RunStopped
 from fedloom.metrics.scores import Scores
 from tiny import BATCHES, LRS, distance
 
@@ -576,3 +577,22 @@ def test_on_a_gpu(folders, family, attention):
     for ours, theirs in zip(serve(p.slots(), questions(p)), serve(p.reference(), questions(p)), strict=True):
         equal(ours, theirs, 1e-3)
     assert isinstance(p.reference(), Reference)
+
+
+@pytest.mark.parametrize("cause", ["gpu", "cpu"])
+def test_memory_that_runs_out_names_the_settings(folders, monkeypatch, cause):
+    """Nothing is made smaller unsaid, and the engine is as before."""
+    p = Pair(folders["llama"], attention="eager")
+    engine, asked = p.slots(slots=2), [p.descend(i) for i in range(3)]
+
+    def full(*args, **kwargs):
+        if cause == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        torch.empty(1 << 60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model.inner, "forward", full)
+        with pytest.raises(RunStopped, match=r"engine\.tokens_per_step \(now \d+\) or engine\.slots \(now 2\)"):
+            pair.serve(engine, asked)
+    engine.abandon()
+    pair.all_same(pair.serve(engine, asked), pair.serve(p.slots(slots=2), asked))

@@ -276,13 +276,13 @@ class Slots:
             try:
                 with self.model.pass_(stream) as words:
                     yield words()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            except RuntimeError as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                     raise
                 raise RunStopped(
-                    f"memory ran out in a shared pass of {stream.ids.shape[1]} tokens: lower engine.tokens_per_step "
-                    f"(now {self.budget}) or engine.slots (now {len(self._seats)}); a single client's batch is split "
-                    "by local.accumulate. The last checkpoint is whole, and both engine settings may be given to resume"
+                    f"memory ran out in a shared pass of {stream.ids.shape[1]} tokens: begin again with a lower "
+                    f"engine.tokens_per_step (now {self.budget}) or engine.slots (now {len(self._seats)}); a single "
+                    "client's batch is split by local.accumulate"
                 ) from None
 
 
