@@ -22,6 +22,7 @@ from fedloom.engine.requests import Descend
 from fedloom.events import CheckpointSaved, Event
 from fedloom.experiment import Session
 from fedloom.models.load import NANO, load_tokenizer
+from fedloom.runtime.group import Alone
 
 ROUNDS, STEPS, COHORT = 9, 10, 4
 
@@ -44,7 +45,7 @@ def measure(batch: int, targets: str) -> dict[str, Any]:
                 "data.template=plain", "partition={method: iid, clients: 16}", f"federation.cohort={COHORT}",
                 f"federation.rounds={ROUNDS}", f"local.steps={STEPS}", f"local.batch_size={batch}", "local.lr=1e-3",
                 "evaluate.every=0", "evaluate.forgetting=false", "evaluate.clients=1", "evaluate.rows_per_client=1",
-                "evaluate.metrics=[loss]", f"adapter.targets={targets}", "adapter.rank=8",
+                "evaluate.metrics=[loss]", "engine.name=reference", f"adapter.targets={targets}", "adapter.rank=8",
                 f"run.folder={root / 'runs'}",
             ],
         )  # fmt: skip
@@ -69,7 +70,7 @@ def compare(parts: Parts, root: Path, batch: int, targets: str) -> dict[str, Any
 
     path = root / "run"
     path.mkdir()
-    session = Session(parts, path, [sink], None)
+    session = Session(parts, path, [sink], None, Alone())
     engine = session.hub.link.site.engine  # type: ignore[attr-defined]
     admit = engine.admit
 

@@ -38,7 +38,7 @@ def speeds(name: str) -> list[tuple[str, float, float]]:
     path = RESULTS / f"{name}.json"
     parts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     found = []
-    for one in (one for part in parts.values() for one in part["targets"] if one["bar"]):
+    for one in (one for part in parts.values() for one in part["targets"] if one.get("bar")):
         sign, target = one["target"].split()
         pair = one["measured"], float(target)
         times, aim = pair if sign == ">=" else (1 / pair[0], 1 / pair[1])

@@ -4,6 +4,7 @@ import sys
 import types
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import fedloom
@@ -213,3 +214,13 @@ class TestFinish:
         (tmp_path / "model" / "x").write_text("precious")
         done = call("export", "RUN", "--out", "model")
         assert (done.exit_code, "nothing is overwritten" in done.stderr) == (2, True)
+
+
+def test_doctor_says_whether_neighbours_keep_their_bits(monkeypatch):
+    from fedloom.cli import doctor
+    from fedloom.engine import choice
+
+    layer = torch.nn.Linear(4, 4)
+    for answer, state in ((True, "ok"), (False, "note")):
+        monkeypatch.setattr(choice, "row_invariant", lambda module, dtype, answer=answer: answer)
+        assert doctor._neighbours(layer).state == state

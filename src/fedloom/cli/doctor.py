@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import typer
 
@@ -93,3 +93,23 @@ def _embedded_model() -> Iterator[Finding]:
         yield Finding("bad", f"the embedded model `nano` does not load: {error}")
     else:
         yield Finding("ok", f"the embedded model `nano` loads ({base.parameters / 1e6:.1f} M numbers)")
+        yield _neighbours(base.module)
+
+
+def _neighbours(module: Any) -> Finding:
+    """Whether clients that share a pass change each other's last bits here."""
+    import torch
+
+    from fedloom.engine.choice import row_invariant
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        same = row_invariant(module, torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+    if same:
+        return Finding("ok", "clients trained side by side keep their bits, in float32 with one thread")
+    return Finding(
+        "note", "clients trained side by side change each other's last digits (kernels differ by size)"
+    )
