@@ -11,12 +11,20 @@ from machine import RESULTS, machine, median, table
 
 def interleaved(variants: Mapping[str, Callable[[], object]], times: int, warm: int = 1) -> dict[str, list[float]]:
     """CPU seconds of each variant, in turns, every other turn backwards; the first `warm` turns do not count."""
-    found: dict[str, list[float]] = {name: [] for name in variants}
+    return piecewise({name: lambda piece, work=work: work() for name, work in variants.items()}, 1, times, warm)  # type: ignore[misc]
+
+
+def piecewise(
+    variants: Mapping[str, Callable[[int], object]], pieces: int, times: int, warm: int = 1
+) -> dict[str, list[float]]:
+    """The same for work of several pieces: variants take turns at each, and a turn's time is the sum over pieces."""
+    found: dict[str, list[float]] = {name: [0.0] * (warm + times) for name in variants}
     for turn in range(warm + times):
-        for name in list(variants)[:: -1 if turn % 2 else 1]:
-            begun = time.process_time()
-            variants[name]()
-            found[name].append(time.process_time() - begun)
+        for piece in range(pieces):
+            for name in list(variants)[:: -1 if (turn + piece) % 2 else 1]:
+                begun = time.process_time()
+                variants[name](piece)
+                found[name][turn] += time.process_time() - begun
     return {name: values[warm:] for name, values in found.items()}
 
 
