@@ -110,6 +110,4 @@ def _neighbours(module: Any) -> Finding:
         torch.set_num_threads(threads)
     if same:
         return Finding("ok", "clients trained side by side keep their bits, in float32 with one thread")
-    return Finding(
-        "note", "clients trained side by side change each other's last digits (kernels differ by size)"
-    )
+    return Finding("note", "clients trained side by side change each other's last digits (kernels differ by size)")
