@@ -64,6 +64,18 @@ def test_what_a_kill_left_behind_does_not_disturb_the_next_file(tmp_path):
     assert everything(tmp_path) == {"x": b"new"}
 
 
+@pytest.mark.parametrize("left_behind", [False, True])
+def test_a_secret_is_private_from_its_first_byte_on(tmp_path, monkeypatch, left_behind):
+    """Also where a killed process left a half file that everybody may read."""
+    if left_behind:
+        (tmp_path / ".x.partial").touch(0o644)
+    (tmp_path / "x").touch(0o644)
+    seen, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(os.fstat(handle).st_mode & 0o777), fsync(handle))[1])
+    atomic.write_text(tmp_path / "x", "secret", mode=0o600)
+    assert seen[0] == (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """Renamed before it was flushed, a file could be found empty after the power went."""
     done = []

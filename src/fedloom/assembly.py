@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run. The second process of the loopback runtime uses the same half."""
+"""From a configuration to the objects of a run, on every side of it: a simulation, a server, a client."""
 
 import hashlib
 import math
@@ -16,17 +16,20 @@ from fedloom.adapters.lora import resized, scale
 from fedloom.adapters.ranks import Ranks
 from fedloom.algorithms import table
 from fedloom.algorithms.table import Setting
+from fedloom.channel.check import Limits
+from fedloom.channel.encoding import stages
 from fedloom.config import Config, dump, parse
-from fedloom.contracts import HOME, Algorithm, ClientId, Profile
-from fedloom.data.federated import ClientRows, FederatedData, build, build_rows
+from fedloom.contracts import HOME, Algorithm, ClientId, Profile, Stage
+from fedloom.data.federated import ClientRows, FederatedData, build_rows
 from fedloom.data.rows import Row
 from fedloom.engine import optimizers
 from fedloom.engine.choice import Chosen, choose
 from fedloom.engine.config import LocalConfig
 from fedloom.errors import UserError, nearest
-from fedloom.evaluation import Evaluation
+from fedloom.evaluation import Evaluation, Handing
 from fedloom.events import Event
-from fedloom.models.load import Base, load_model, load_tokenizer
+from fedloom.models.identity import kin
+from fedloom.models.load import Base
 from fedloom.models.load import fingerprint as base_fingerprint
 from fedloom.params import Layout
 from fedloom.runtime.attack import attackers, attacking, flip_answers
@@ -35,12 +38,13 @@ from fedloom.runtime.config import ClientOverride
 from fedloom.runtime.federation import Hub, Link, Reducer
 from fedloom.runtime.group import Group
 from fedloom.runtime.loopback import SecondProcess
-from fedloom.runtime.sampling import holdout, sampler
+from fedloom.runtime.sampling import Sampler, holdout, sampler
 from fedloom.runtime.simulation import InProcess
-from fedloom.runtime.site import Site, Tasks
+from fedloom.runtime.site import Memories, Site, Tasks
 from fedloom.runtime.store import InMemory, OnDisk, Store
 from fedloom.runtime.team import Team
 from fedloom.runtime.wire import Marshal
+from fedloom.sides import Both, Side
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,13 @@ class HomeRows:
 class Parts:
     """Everything that is built from a configuration, before a federation is put on it."""
 
-    def __init__(self, config: Config, algorithm: Algorithm[Any] | None = None) -> None:
+    def __init__(self, config: Config, algorithm: Algorithm[Any] | None = None, side: Side | None = None) -> None:
         """Build everything.
 
         Args:
             config: the whole configuration.
             algorithm: a page of the caller's own, in place of the one the recipe names.
+            side: what of it is here; None: all, a simulation.
 
         Raises:
             UserError: something in the configuration cannot work here.
@@ -76,9 +81,9 @@ class Parts:
             )
         torch.set_num_threads(config.engine.threads)
         optimizers.check(config.local.optimizer)
-        self.config = config
-        self.tokenizer = load_tokenizer(config.model)
-        self.data: FederatedData = build(config.data, config.partition, config.seed, self.tokenizer)
+        self.config, self.side = config, side or Both()
+        self.tokenizer = self.side.tokenizer(config)
+        self.data: FederatedData = self.side.data(config, self.tokenizer)
         names = [client.name for client in self.data.clients]
         self.overrides = match_overrides(config.clients, names)
         self.holdouts = holdout(config.federation.holdout, names, config.seed)
@@ -86,31 +91,31 @@ class Parts:
             [i for i in range(len(names)) if i not in self.holdouts] if self.holdouts else range(len(names))
         )
         self.cohort = cohort_size(config.federation.cohort, len(self.clients))
-        self.sampler = sampler(
-            config.federation.sampling, names, lambda i: self.data.clients[i].sizes["train"], count=self.cohort,
-            seed=config.seed, holdouts=self.holdouts,
-        )  # fmt: skip
+        self.sampler = self._sampler() if self.side.server and self.side.clients else None
         self.attackers = attackers(config.attack, names, config.seed, self.holdouts)
         if config.attack.name == "label_flip":
             for i in attacking(config.attack, names, config.seed, self.holdouts):
                 self.data.clients[i] = self.data.clients[i].answered(flip_answers)
-        self.base: Base = load_model(
-            config.model, trained_whole=config.adapter.kind == "full", longest=config.data.max_length
-        )
-        _check_length(self.base, config.data.max_length)
-        self.base_fingerprint = base_fingerprint(self.base.module)
+        self.base: Base = self.side.base(config)
+        self.base_fingerprint = "" if self.base.skeleton else base_fingerprint(self.base.module)
+        self.base_kin = "" if self.base.skeleton else kin(self.base.module)
         self.ranks = client_ranks(config, self.overrides, len(names))
         self.adapted: Adapted = adapt(
             self.base, config.adapter, config.seed, None if self.ranks is None else self.ranks.largest
         )
-        self.chosen: Chosen = self._engine()
-        self.config = config.model_copy(update={"engine": self.chosen.config})
+        self.chosen: Chosen | None = None if self.base.skeleton else self._engine()
+        if self.chosen is not None:
+            self.config = config.model_copy(update={"engine": self.chosen.config})
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self.algorithm: Algorithm[Any] = built(config, self._setting()) if algorithm is None else algorithm
         _check_needs(self.algorithm, config)
         self.evaluation = Evaluation(self.algorithm, config.evaluate)
-        self.tasks = Tasks(self.algorithm, self.evaluation)
-        self.everybody = self._global_rows()
+        self.handing = Handing(self.algorithm) if self.side.server and self.side.clients else None
+        self.tasks = Tasks(self.algorithm, self.evaluation, *([] if self.handing is None else [self.handing]))
+        known = algorithm is None  # what replies of a page of the caller's own hold, only the caller knows
+        steady = known and config.aggregate.space.steady and config.algorithm.steady
+        self.stages: tuple[Stage, ...] = stages(config.channel, steady)
+        self.everybody = self._global_rows() if self.side.server else None
         pooled = self.data.pooled(self.holdouts) if self.algorithm.needs.pooled_data else None
         self.home = HomeRows(pooled, self.everybody)
 
@@ -142,23 +147,31 @@ class Parts:
         local = self._home_local() if client == HOME else overridden(c.local, self._override(client))
         return LocalPlan(local, c.federation.rounds, c.aggregate.weighting)
 
-    def site(self, store: Path | None) -> Site:
-        """The clients' side; `store` is the folder of their memories."""
+    @property
+    def engine(self) -> str:
+        """Which engine trains, in words."""
+        return "each client's own" if self.chosen is None else self.chosen.words
+
+    def site(self, store: Memories) -> Site:
+        """The clients' side, with their memories."""
+        if self.chosen is None:
+            raise ValueError("nothing is computed where the base model's weights are not")
         return Site(
             tasks=self.tasks,
             engine=self.chosen.engine,
-            store=Store(OnDisk(store) if store else InMemory()),
+            store=store,
             profile=self.profile,
             data=self.rows,
             plan=self.plan,
             root=self.config.seed,
             window=self.config.runtime.window,
+            stages=self.stages,
             attack=self.attackers.get,
         )
 
-    def marshal(self) -> Marshal:
-        """Messages of this run as bytes."""
-        return Marshal(self.tasks, self.adapted.layout.fingerprint, fingerprint(self.config))
+    def marshal(self, run: str = "", config: str | None = None) -> Marshal:
+        """Messages of this run as bytes; `config` stands for the recipe where that is not this one to the letter."""
+        return Marshal(self.tasks, self.adapted.layout.fingerprint, config or fingerprint(self.config), run)
 
     def cost(self, client: ClientId, task: str) -> float:
         """About how much text a task reads, in characters; from the rows as they are, without encoding them."""
@@ -172,32 +185,47 @@ class Parts:
         passes = math.ceil(rows.sizes[split] / local.batch_size) * (local.epochs or 0)
         return length * local.batch_size * (local.steps if local.steps is not None else max(1, round(passes)))
 
-    def hub(self, store: Path | None, events: Callable[[Event], None], group: Group) -> Hub:
-        """The federation, on the runtime the recipe names and the processes there are."""
+    def hub(self, store: Path | None, events: Callable[[Event], None], group: Group, remote: Link | None = None) -> Hub:
+        """The federation, on the runtime the recipe names and the processes there are, or on clients elsewhere."""
         link: Link
+        home: Link | None
         reducer: Reducer | None = None
-        if group.size > 1:
-            link = team = Team(self.site(store), group, self.marshal(), self.cost, self.config.runtime.window)
+        if remote is not None:
+            link, home = remote, None if self.chosen is None else InProcess(self.site(shelved(store)))
+        elif group.size > 1:
+            link = home = team = Team(
+                self.site(shelved(store)), group, self.marshal(), self.cost, self.config.runtime.window
+            )
             reducer = team if self.config.runtime.reduce == "sums" else None
         elif self.config.runtime.name == "loopback":
             arguments = {"config": dump(self.config), "store": str(store) if store else None}
-            link = SecondProcess("fedloom.assembly:worker_site", arguments, self.marshal())
+            link = home = SecondProcess("fedloom.assembly:worker_site", arguments, self.marshal())
         else:
-            link = InProcess(self.site(store))
+            link = home = InProcess(self.site(shelved(store)))
         return Hub(
             link=link,
-            home=link,
+            home=home,
             tasks=self.tasks,
             clients=self.clients,
             everybody=range(len(self.data.clients)),
-            sampler=self.sampler,
+            sampler=self.sampler or self._sampler(),
             profile=self.profile,
             cohort=self.cohort,
             root=self.config.seed,
             min_replies=self.config.federation.min_replies,
+            stages=self.stages,
+            limits=Limits(self.config.channel.max_norm, self.config.channel.max_weight),
             reducer=reducer,
             events=events,
         )
+
+    def _sampler(self) -> Sampler:
+        """Who is asked; a server knows sizes only when its clients have joined."""
+        return sampler(
+            self.config.federation.sampling, [client.name for client in self.data.clients],
+            lambda i: self.data.clients[i].sizes["train"], count=self.cohort, seed=self.config.seed,
+            holdouts=self.holdouts,
+        )  # fmt: skip
 
     def _engine(self) -> Chosen:
         c = self.config
@@ -246,7 +274,12 @@ class Parts:
 def worker_site(config: str, store: str | None) -> tuple[Site, Marshal]:
     """What the second process builds, from the recipe's text alone."""
     parts = Parts(parse(config))
-    return parts.site(Path(store) if store else None), parts.marshal()
+    return parts.site(shelved(Path(store) if store else None)), parts.marshal()
+
+
+def shelved(folder: Path | None) -> Store:
+    """Clients' memories in a folder, or nowhere but here."""
+    return Store(OnDisk(folder) if folder else InMemory())
 
 
 def fingerprint(config: Config) -> str:
@@ -355,11 +388,4 @@ def _check_needs(algorithm: Algorithm[Any], config: Config) -> None:
     if algorithm.needs.pooled_data and config.clients:
         raise UserError(
             "clients: settings of single clients mean nothing where all rows are in one place; leave them out"
-        )
-
-
-def _check_length(base: Base, max_length: int) -> None:
-    if base.max_positions is not None and max_length > base.max_positions:
-        raise UserError(
-            f"data.max_length={max_length}, but {base.name} was built for {base.max_positions} tokens; lower it"
         )

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace the file at `path` in one step, making its folder."""
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace the file at `path` in one step, making its folder; a secret's `mode` is 0o600 from its first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
+    aside.unlink(missing_ok=True)  # a killed process's: its mode would stay, and whoever has it open could read on
     try:
-        with aside.open("wb") as file:
+        with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -23,9 +24,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     """Replace a UTF-8 file in one step."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), mode)
 
 
 @contextmanager

@@ -50,10 +50,6 @@ class Evaluation:
         """Score the shared model on rows of nobody; runs on the server's own worker."""
         return Scored(await self._evaluate(client, down, "test"))
 
-    async def own(self, down: Model, client: Client) -> Own:
-        """Hand over what this client would use."""
-        return Own(await self.algorithm.personal(down, client))
-
     async def _evaluate(self, client: Client, model: Model, split: Any) -> Scores:
         assert isinstance(client, LocalClient)
         c = self.config
@@ -61,6 +57,17 @@ class Evaluation:
             model, split, tuple(c.metrics), c.rows_per_client, c.batch_size, c.max_new_tokens
         )
         return scores
+
+
+class Handing:
+    """The client's half of an export; no client of a deployment knows this task."""
+
+    def __init__(self, algorithm: Algorithm[Any]) -> None:
+        self.algorithm = algorithm
+
+    async def own(self, down: Model, client: Client) -> Own:
+        """Hand over what this client would use."""
+        return Own(await self.algorithm.personal(down, client))
 
 
 class Evaluator:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from fedloom.config.checks import require
 from fedloom.config.methods import without_effect
 from fedloom.contracts import Algorithm, Model
 from fedloom.engine.schedule import round_rate
-from fedloom.errors import UserError
+from fedloom.errors import RunStopped, UserError
 from fedloom.evaluation import Evaluator
 from fedloom.events import (
     BestModel,
@@ -47,6 +47,7 @@ from fedloom.params import Layout
 from fedloom.recorder import Recorder
 from fedloom.rounds import advance
 from fedloom.runtime import place as places
+from fedloom.runtime.federation import Link
 from fedloom.runtime.folding import Traffic
 from fedloom.runtime.group import Group
 from fedloom.starting import gathered, met, new_folder, saved
@@ -118,7 +119,10 @@ def resume(
         raise UserError(f"{workers} workers are wanted, but {place.size} processes were started together")
     with gathered(config, algorithm, place, count, "resume_member", str(path)) as company:
         (parts, kept), group = met(
-            company, config, lambda: saved(folder, config, algorithm, company.size), lambda made: made[0]
+            company,
+            config,
+            lambda: saved(folder, config, lambda: Parts(config, algorithm), company.size),
+            lambda made: made[0],
         )
         return Session(parts, path, sinks, kept, group).go()
 
@@ -136,7 +140,27 @@ def resume_member(path: str) -> None:
 class Session:
     """One process's part of a run."""
 
-    def __init__(self, parts: Parts, path: Path, sinks: Sequence[Sink], saved: Checkpoint | None, group: Group) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        path: Path,
+        sinks: Sequence[Sink],
+        saved: Checkpoint | None,
+        group: Group,
+        remote: Link | None = None,
+        halt: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Begin or go on.
+
+        Args:
+            parts: what was built.
+            path: the run folder.
+            sinks: called with every event.
+            saved: the checkpoint to go on from.
+            group: the processes of this run.
+            remote: the way to clients on other machines.
+            halt: whether to stop after this round, resumable.
+        """
         self.parts, self.config, self.path, self.group = parts, parts.config, path, group
         self.saved, self.files = saved, list[Recorder | JsonLines]()
         self.events = Events()
@@ -146,20 +170,22 @@ class Session:
                 recorder.rewind(path, saved.progress.round)
             self.files = [JsonLines(path / "events.jsonl"), Recorder(path, self.config.evaluate.metrics)]
             self.events = Events([*self.files, *sinks])
-        self.hub = parts.hub(path / "clients", self.events, group)
+        self.hub = parts.hub(path / "clients", self.events, group, remote)
         self.evaluator = Evaluator(
             parts.evaluation, self.hub, self.events, self.config.seed, self._scored_rows(), parts.everybody is not None
         )
         self.progress = saved.progress if saved is not None else Progress()
         self.metrics: dict[str, float] = {}
+        self.state: Any = None
+        """The algorithm's, after the last round."""
+        self.halt = halt
         self.begun = self.round_begun = time.perf_counter()
 
     def go(self) -> Run:
         """All rounds that are left."""
         try:
-            state = self._begin()
-            state = self._rounds(state)
-            return self._end(state)
+            self.state = self._rounds(self._begin())
+            return self._end(self.state)
         except KeyboardInterrupt:
             self._finished("interrupted")
             raise
@@ -180,7 +206,7 @@ class Session:
         config, parts = self.config, self.parts
         self.events(
             RunStarted(
-                config.run.name, str(self.path), config.algorithm.name, config.model.name, parts.chosen.words,
+                config.run.name, str(self.path), config.algorithm.name, config.model.name, parts.engine,
                 str(parts.base.device), str(parts.base.dtype).removeprefix("torch."), parts.base.parameters,
                 parts.adapted.layout.size, len(parts.data.clients), parts.cohort, config.federation.rounds,
                 self.progress.round,
@@ -233,8 +259,11 @@ class Session:
         self._round_finished(time.perf_counter() - self.round_begun)
         if self.evaluator.due(round, rounds):
             self._evaluate(state)
-        if round == rounds or self.progress.stopped or round % self.config.checkpoint.every == 0:
+        halt = self.halt()
+        if round == rounds or self.progress.stopped or halt or round % self.config.checkpoint.every == 0:
             self._checkpoint(state)
+        if halt and round < rounds and not self.progress.stopped:
+            raise RunStopped(f"stopped after round {round}, as asked; the same command goes on")
 
     def _round_finished(self, seconds: float) -> None:
         t, c = self.hub.traffic, self.config
@@ -302,14 +331,14 @@ class Session:
         shared, needs = self.parts.algorithm.model(state), self.parts.algorithm.needs
         if shared.whole:
             self._save(shared, self.parts.adapted.layout, self.path / "adapters" / "final")
-        if not needs.personal:
+        if not needs.personal or self.parts.handing is None:
             return
         everybody = list(self.hub.everybody)
         count = len(everybody)
         if count > PERSONAL_EXPORTS:
             self.events(Noted(f"{count} private models are not written as folders; they are in clients/", "warning"))
             return
-        got = self.hub.survey(self.parts.evaluation.own, lambda _: shared, everybody, Gather())
+        got = self.hub.survey(self.parts.handing.own, lambda _: shared, everybody, Gather())
         for client, (own, _) in zip(got.clients, got.value.model if got.clients else [], strict=True):
             profile = self.hub.profile(client)
             self._save(own, profile.layout, self.path / "adapters" / "clients" / profile.name)
@@ -328,7 +357,8 @@ class Session:
         self.events(RunFinished(self.hub.round, time.perf_counter() - self.begun, status))
 
     def _scored_rows(self) -> bool:
-        return any(client.sizes[self.config.evaluate.split] for client in self.parts.data.clients)
+        clients = self.parts.data.clients
+        return any(client.sizes[self.config.evaluate.split] or not client.here for client in clients)
 
 
 def _last_metrics(path: Path) -> dict[str, float]:

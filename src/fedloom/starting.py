@@ -85,15 +85,13 @@ def new_folder(parts: Parts, group: Group) -> Path:
     if group.rank == 0:
         config = parts.config
         folder = RunFolder.create(Path(config.run.folder), config.run.name, fingerprint(config), datetime.now())
-        _describe(folder.path, parts, group.size)
+        describe(folder.path, parts, group.size)
         name = str(folder.path).encode()
     return Path(group.gather("the run folder", name)[0].decode())
 
 
-def saved(
-    folder: RunFolder, config: Config, algorithm: Algorithm[Any] | None, processes: int
-) -> tuple[Parts, Checkpoint]:
-    """What a run is resumed with.
+def saved(folder: RunFolder, config: Config, make: Callable[[], Parts], processes: int) -> tuple[Parts, Checkpoint]:
+    """What a run is resumed with; `make` builds it.
 
     Raises:
         UserError: it is not what the run was begun with.
@@ -106,7 +104,7 @@ def saved(
             f"{path} was begun by {env.get('processes')} processes with runtime.reduce=sums, whose rounding depends on "
             f"their number; this are {processes}. Resume it with as many (fedloom resume --workers)"
         )
-    parts = Parts(config, algorithm)
+    parts = make()
     page, begun_with = identity(parts.algorithm), env.get("algorithm")
     if page != begun_with:
         raise UserError(f"{path} was begun with the algorithm {begun_with}, not {page}; hand that one to resume()")
@@ -126,7 +124,7 @@ def identity(algorithm: Algorithm[Any]) -> str:
     return repr(algorithm) if dataclasses.is_dataclass(algorithm) else type(algorithm).__qualname__
 
 
-def _describe(path: Path, parts: Parts, processes: int) -> None:
+def describe(path: Path, parts: Parts, processes: int) -> None:
     """Write what a run folder says of itself before the first round."""
     import peft
     import transformers
@@ -146,8 +144,8 @@ def _describe(path: Path, parts: Parts, processes: int) -> None:
         "attention": parts.base.attention,
         "dtype": str(parts.base.dtype).removeprefix("torch."),
         "algorithm": identity(parts.algorithm),
-        "engine": parts.chosen.words,
-        "row_invariant": parts.chosen.invariant,
+        "engine": parts.engine,
+        "row_invariant": None if parts.chosen is None else parts.chosen.invariant,
         "threads": torch.get_num_threads(),
         "processes": processes,
         "template": parts.data.template_name,

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fedloom import rng
 from fedloom.contracts import ClientId, Missing
-from fedloom.runtime.federation import Link
+from fedloom.runtime.federation import Link, Near
 from fedloom.runtime.site import Dispatch, Reply
 
 
-class Passing:
+class Passing(Near):
     """A link that hands everything on to another."""
 
     def __init__(self, inner: Link) -> None:
@@ -69,7 +69,7 @@ def cut(up: Any) -> Any:
         if isinstance(value, Tensor):
             changed[name] = value[:-1]
         elif isinstance(value, tuple):
-            changed[name] = (*value[:-1], value[-1][:, :-1])
+            changed[name] = (*value[:-1], value[-1][..., :-1])
     return replace(up, **changed)
 
 

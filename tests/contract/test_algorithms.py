@@ -124,8 +124,8 @@ def test_a_nan_client_leaves_its_neighbours_alone(row: Row) -> None:
     missing = [e for e in seen if isinstance(e, ReplyMissing)]
     assert missing and {e.client for e in missing} == {bad}
     assert {e.reason for e in missing} == {"nonfinite"}
-    if row.stages:
-        return  # toy masks cannot lose a client after the exchange
+    if row.hides:
+        return
     lost, two = run(row, wrap=lambda inner: Losing(inner, bad))
     assert poisoned == lost
     assert memories(one) == memories(two)
@@ -141,15 +141,15 @@ def test_a_reply_of_another_layout_is_refused(row: Row) -> None:
     cut, one = run(row, wrap=lambda inner: Misshaping(inner, 2), events=seen.append)
     missing = [e for e in seen if isinstance(e, ReplyMissing)]
     assert {(e.client, e.reason) for e in missing} == {(2, "refused")}
-    assert all("calls for" in e.detail for e in missing)
+    assert all(("takes" if row.stages else "calls for") in e.detail for e in missing)
     lost, two = run(row, wrap=lambda inner: Losing(inner, 2))
     assert cut == lost
     assert memories(one) == memories(two)
 
 
 def test_a_missing_reply_changes_no_memory(row: Row) -> None:
-    if row.stages:
-        pytest.skip("toy masks cannot lose a client after the exchange")
+    if row.hides:
+        pytest.skip("cannot lose a client")
     lost = -1 if row.algorithm.needs.pooled_data else 2
     if lost == -1:
         with pytest.raises(Exception, match="1 are needed"):
@@ -162,10 +162,10 @@ def test_a_missing_reply_changes_no_memory(row: Row) -> None:
 
 def test_a_round_with_too_few_replies_leaves_no_trace(row: Row) -> None:
     """The repeated round sees what the first attempt saw."""
-    if row.algorithm.needs.pooled_data or "Poisson" in type(row.algorithm).__name__ or row.stages:
+    if row.algorithm.needs.pooled_data or "Poisson" in type(row.algorithm).__name__ or row.hides:
         pytest.skip("asks nobody, or only the server's own worker, or cannot lose a client")
     world = replace(row.world, min_replies=row.world.clients, cohort=row.world.clients)
-    hub = world.hub(row.algorithm, wrap=lambda inner: Losing(inner, 4, since=1))
+    hub = world.hub(row.algorithm, stages=row.stages, wrap=lambda inner: Losing(inner, 4, since=1))
     state = row.algorithm.round(row.algorithm.init(world.start()), hub)
     hub.round = 1
     hub.commit(1)

@@ -17,7 +17,7 @@ from fedloom.channel.codec import decode, encode
 from fedloom.contracts import HOME, Client, Message, Missing, Profile, Summary, TooFewReplies, Weighted
 from fedloom.events import ClientTrained, ReplyMissing, RoundStarted
 from fedloom.params import Layout, Leaf
-from fedloom.runtime.federation import FederationState, Hub
+from fedloom.runtime.federation import FederationState, Hub, Near
 from fedloom.runtime.site import Dispatch, Reply, Tasks
 from seam.quadratic import World
 from seam.table import rows
@@ -63,7 +63,7 @@ PAGE = Page()
 
 
 @dataclass
-class Table:
+class Table(Near):
     """A link that answers from a function and writes down what it is told."""
 
     answer: Callable[[Dispatch], Any]
@@ -655,10 +655,10 @@ class Times:
     term: float
     hides: bool = False
 
-    async def outgoing(self, up: Any, client: Client) -> Any:
+    async def outgoing(self, up: Any, client: Client, down: Any) -> Any:
         return up
 
-    def incoming(self, up: Any) -> Any:
+    def incoming(self, up: Any, down: Any) -> Any:
         return replace(up, y=up.y * self.factor + self.term)
 
     def combine(self, rule: Any) -> Any:

@@ -235,7 +235,7 @@ class PairwiseMasks:
 
     hides = True
 
-    async def outgoing(self, up: Update, client: Client) -> Update:
+    async def outgoing(self, up: Update, client: Client, down: Point) -> Update:
         peers = await client.exchange("hello", Hello(client.id))
         dy, weight = up.dy * up.weight, up.weight
         for peer in peers:
@@ -246,7 +246,7 @@ class PairwiseMasks:
                 dy, weight = dy + sign * mask[1:], weight + sign * float(mask[0])
         return Update(dy=dy, weight=weight)
 
-    def incoming(self, up: Update) -> Update:
+    def incoming(self, up: Update, down: Point) -> Update:
         return up
 
     def combine(self, rule: Rule) -> Rule:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from fedloom.aggregate.config import AggregateConfig
 from fedloom.algorithms.config import AlgorithmConfig
 from fedloom.algorithms.table import Setting, build
+from fedloom.channel.encoding import Encoding
 from fedloom.runtime.site import Site, Tasks
 from fedloom.runtime.wire import Marshal
 from seam import pages
@@ -30,12 +31,18 @@ class Row:
     least: int = 1
     """Replies a round needs."""
 
+    @property
+    def hides(self) -> bool:
+        """The server sees sums only, and these toy masks cannot lose a client after the exchange."""
+        return any(stage.hides for stage in self.stages)
+
 
 PAIR = World(ranks=(2,))
 MIXED = World(ranks=(1, 2, 2, 1, 2))
 CONV1D = World(ranks=(1, 2, 2, 1, 2), transposed=True)
 SHARED_SCALE = World(ranks=(1, 2, 2, 1, 2), scale=1.0)
 ALL = World(clients=6, cohort=6)
+INT8 = Encoding("int8", feedback=True)
 
 
 def made(world: World, algorithm: dict[str, Any] | str, learns: bool = True, least: int = 1, **aggregate: Any) -> Row:
@@ -48,6 +55,11 @@ def made(world: World, algorithm: dict[str, Any] | str, learns: bool = True, lea
     )  # fmt: skip
     page = build(chosen, AggregateConfig.model_validate(aggregate), setting)
     return Row(page, world, learns=learns, least=least)
+
+
+def staged(algorithm: str, stage: Encoding, **settings: Any) -> Row:
+    """A row whose replies are encoded."""
+    return replace(made(World(), {"name": algorithm, **settings}), stages=(stage,))
 
 
 def rows() -> dict[str, Row]:
@@ -102,6 +114,13 @@ def rows() -> dict[str, Row]:
         "geometric_median": made(World(), "fedavg", rule={"name": "geometric_median"}),
         "local": made(World(), "local", learns=False),
         "centralized": made(World(), "centralized"),
+        "fedavg-int8": staged("fedavg", INT8),
+        "scaffold-int8": staged("scaffold", INT8),
+        "fedbuff-int8": staged("fedbuff", INT8, buffer=2),
+        "ditto-fp16": staged("ditto", Encoding("fp16")),
+        "flexlora-int8": replace(
+            made(MIXED, "fedavg", space={"name": "products"}), stages=(Encoding("int8"),)
+        ),
         "toy-model-diff-rate": Row(pages.ModelDiffRate()),
         "toy-seeds-and-scalars": Row(pages.SeedsAndScalars(World().start())),
         "toy-logits-only": Row(pages.LogitsOnly(), learns=False),

@@ -2,6 +2,9 @@
 
 Every trainable tensor is a view of `w` and its gradient a view of `g`: a client's weights go in and out with one copy.
 Clients whose adapters have smaller ranks use the front of the buffer: their vector brings its own layout.
+
+Over a skeleton layout, start and extras are those of the loaded base. An adapter's own numbers are there as well, so
+that it can be saved; nothing can be computed, and parameters trained in full have no numbers at all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +17,7 @@ from fedloom.adapters.dropout import Moment
 from fedloom.adapters.extra import Extra
 from fedloom.adapters.together import Together, fitted
 from fedloom.contracts import Carry
+from fedloom.errors import UserError
 from fedloom.params import Layout, Params
 
 
@@ -36,7 +40,8 @@ class Adapted:
     together: Together | None = None
     """How clients share a forward pass; None: this kind of adapter cannot."""
     w: Tensor = field(init=False)
-    """[P of the layout in use] on the model's device; float32, or float64 for a model in float64."""
+    """[P of the layout in use] on the model's device; float32, or float64 for a model in float64. On the CPU for an
+    adapter over a skeleton; on `meta` where every parameter of a skeleton is trained."""
     g: Tensor = field(init=False)
     """The same shape, gradients."""
     base: Tensor | None = field(init=False, default=None)
@@ -70,9 +75,11 @@ class Adapted:
 
         Raises:
             ValueError: the vector or the carry does not fit.
+            UserError: the model has no numbers here.
         """
         layout = layout or self.layout
         self.check(x, layout)
+        self._has_numbers()
         if layout is not self._shaped and layout != self._shaped:
             self._shape(layout)
         self.w.copy_(x)
@@ -98,7 +105,12 @@ class Adapted:
 
     @torch.no_grad()
     def read(self) -> Params:
-        """The model's vector [P], a copy on the CPU."""
+        """The model's vector [P], a copy on the CPU.
+
+        Raises:
+            UserError: the model has no numbers here.
+        """
+        self._has_numbers()
         return self.now().to("cpu", copy=True)
 
     def now(self) -> Params:
@@ -129,6 +141,14 @@ class Adapted:
         for extra in self.extras.values():
             extra.live = extra.live or any(extra.values is tensor for tensor in chosen)
         return chosen
+
+    def _has_numbers(self) -> None:
+        if self.w.is_meta:
+            raise UserError(
+                "adapter.kind=full: what is trained is added to the base's own weights, and this process has the "
+                "model without its weights, as a server has; ask where the weights are, or tune an adapter "
+                "(adapter.kind=lora)"
+            )
 
     def _shape(self, layout: Layout) -> None:
         """Let the tensors be views of the buffers as this layout cuts them."""

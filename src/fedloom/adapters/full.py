@@ -1,16 +1,20 @@
-"""Every parameter is trained. What travels is the difference to the base, so that a server needs no base."""
+"""Every parameter is trained. What travels is the difference to the base, so that a server needs no base.
+
+Only writing the tuned model needs it.
+"""
 
 from pathlib import Path
 
 import torch
 
 from fedloom.adapters.adapted import Adapted
+from fedloom.errors import UserError
 from fedloom.models.load import Base
 from fedloom.params import Layout, Leaf, Params
 
 
 def adapt(base: Base) -> Adapted:
-    """Make all parameters trainable, in float32; tied tensors count once."""
+    """Make all parameters trainable, in float32; tied tensors count once. A skeleton's stay without numbers."""
     module = base.module.float().requires_grad_(True)
     named = dict(module.named_parameters())
     layout = Layout.of([Leaf(name, tuple(p.shape), origin="difference") for name, p in named.items()])
@@ -18,7 +22,17 @@ def adapt(base: Base) -> Adapted:
 
 
 def save(adapted: Adapted, x: Params, folder: Path) -> None:
-    """Write the whole tuned model as a Hugging Face folder."""
+    """Write the whole tuned model as a Hugging Face folder.
+
+    Raises:
+        UserError: the base is a skeleton.
+    """
+    if adapted.w.is_meta:
+        raise UserError(
+            f"adapter.kind=full: the tuned model cannot be written to {folder}, because it is the base plus what was "
+            "trained, and this process has the base without its weights, as a server has. What was trained is in the "
+            "checkpoints; write the model where the weights are, or tune an adapter (adapter.kind=lora)"
+        )
     before = adapted.read()
     adapted.load(x)
     adapted.module.save_pretrained(str(folder))  # type: ignore[operator]

@@ -6,7 +6,7 @@ calls factors `<module>.A` and `<module>.B`. With `freeze: A` the first factor s
 besides (SLoRA, Babakniya et al. 2023, https://arxiv.org/abs/2308.06522).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
     """Wrap the base's linear layers; the base itself stays frozen and shared.
 
     Args:
-        base: the model.
+        base: the model, or its skeleton.
         config: kind of adapter.
         seed: where the factors start.
         ranks: of the shared adapter, by module; None: the configured one everywhere.
@@ -50,6 +50,8 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
         except ValueError as error:
             raise UserError(f"adapter.targets={config.targets}: {error}") from None
     found = {name.removeprefix(PREFIX): layer for name, layer in module.named_modules() if hasattr(layer, "lora_A")}
+    if base.skeleton:
+        _fetch(found.values())
     shared = ranks(list(found)) if ranks is not None else dict.fromkeys(found, config.rank)
     full = Layout.of([leaf for name, layer in found.items() for leaf in _pair(name, layer, config, shared[name])])
     start, moment = lowrank.start(full, seed), Moment()
@@ -208,6 +210,14 @@ def _pair(name: str, layer: Any, config: LoraConfig, rank: int) -> list[Leaf]:
         Leaf(f"{name}.A", (rank, a.shape[1]), factor="A", **common),
         Leaf(f"{name}.B", (b.shape[0], rank), factor="B", **common),
     ]
+
+
+def _fetch(layers: Iterable[Any]) -> None:
+    """Put factors on the CPU, as zeros: peft puts them where the base is, and a skeleton is nowhere."""
+    for layer in layers:
+        for factor in (layer.lora_A["default"], layer.lora_B["default"]):
+            factor.to_empty(device="cpu")
+            nn.init.zeros_(factor.weight)
 
 
 def _check_targets(module: nn.Module, targets: list[str]) -> None:

@@ -150,6 +150,9 @@ class Space(Strict):
     """It looks inside LoRA pairs."""
     linear: ClassVar[bool] = False
     """Its terms are vectors of the trained numbers, so server optimisers and rules may work number by number."""
+    steady: ClassVar[bool] = False
+    """A reply holds the same numbers in every round: no turns, no new basis. What an encoding lost of one reply may be
+    added to the next."""
 
 
 class FactorsConfig(Space):
@@ -157,6 +160,7 @@ class FactorsConfig(Space):
 
     lora: ClassVar[bool] = False
     linear: ClassVar[bool] = True
+    steady: ClassVar[bool] = True
     name: Literal["factors"] = "factors"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedloom.aggregate.rules import CHUNK, Gather, Gathered
 from fedloom.aggregate.selection import Form, enough, not_negative, ranking
-from fedloom.aggregate.terms import squares
+from fedloom.aggregate.terms import alike, squares
 from fedloom.contracts import Rule, Term
 
 Column = Callable[[Tensor], Tensor]
@@ -172,6 +172,15 @@ class Picked(ByCoordinate):
     point: Term
     form: Form
     f: int
+
+    def add(self, acc: Gathered, value: Any, weight: float | None) -> Gathered:
+        """One more value.
+
+        Raises:
+            ValueError, TypeError: as in `ByCoordinate`, or it cannot be compared with the point.
+        """
+        alike(self.form(only_vectors(value, self.name)), self.form(self.point))
+        return super().add(acc, value, weight)
 
     def finish(self, acc: Gathered) -> Any:
         """The vector.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedloom.aggregate.rules import Gather, Gathered
 from fedloom.aggregate.selection import Form, enough, folded, not_negative, weighing
-from fedloom.aggregate.terms import gram
+from fedloom.aggregate.terms import alike, gram
 from fedloom.contracts import Rule, Term
 
 
@@ -119,6 +119,16 @@ class Weighed(Gather):
     uniform: bool
     """Ignore the messages' weights."""
     median: GeometricMedian
+
+    def add(self, acc: Gathered, value: Any, weight: float | None) -> Gathered:
+        """One more value.
+
+        Raises:
+            ValueError, TypeError: it cannot be compared with the point, or has no weight.
+        """
+        alike(self.form(value), self.form(self.point))
+        counted(weight, self.uniform)
+        return super().add(acc, value, weight)
 
     def finish(self, acc: Gathered) -> Any:
         """The geometric median.

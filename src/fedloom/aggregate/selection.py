@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fedloom.aggregate.rules import Gather, Gathered
-from fedloom.aggregate.terms import squares
+from fedloom.aggregate.terms import alike, squares
 from fedloom.contracts import Rule, Term, TooFewReplies
 
 Form = Callable[[Term], Term]
@@ -88,6 +88,15 @@ class Chosen(Gather):
     count: int
     """How many are picked."""
     least: int
+
+    def add(self, acc: Gathered, value: Any, weight: float | None) -> Gathered:
+        """One more value.
+
+        Raises:
+            ValueError, TypeError: it cannot be compared with the point.
+        """
+        alike(self.form(value), self.form(self.point))
+        return super().add(acc, value, weight)
 
     def finish(self, acc: Gathered) -> Any:
         """The mean of those picked.

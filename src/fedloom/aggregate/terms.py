@@ -72,6 +72,23 @@ def squares(terms: Sequence[Term], near: Term | None = None) -> Tensor:
     return apart.clamp(0.0, BEYOND).fill_diagonal_(0.0)
 
 
+def alike(term: Term, like: Term) -> None:
+    """Refuse what has no inner product with `like`, by shapes and formats alone.
+
+    Raises:
+        ValueError: it is of another kind or size, or holds factors that make no product.
+        TypeError: it holds whole numbers.
+    """
+    parts = _parts(term)
+    for part in parts:
+        if not part.is_floating_point():
+            raise TypeError(f"a tensor of {part.dtype} cannot hold a mean; send it as float")
+    for left, right in zip(parts[1::2], parts[2::2], strict=False):
+        if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+            raise ValueError(f"factors of {tuple(left.shape)} and {tuple(right.shape)} make no product")
+    _alike([_parts(like), parts])
+
+
 def _parts(term: Term) -> tuple[Tensor, ...]:
     return (term,) if isinstance(term, Tensor) else tuple(term)
 

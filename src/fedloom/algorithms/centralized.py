@@ -6,6 +6,7 @@ The optimiser starts anew each round, as it does on clients, so that what differ
 from dataclasses import dataclass
 
 from fedloom.aggregate.rules import Mean
+from fedloom.algorithms.fitting import vectors
 from fedloom.contracts import Client, Federation, Message, Model, Needs, Weighted
 from fedloom.params import Params
 
@@ -44,7 +45,7 @@ class Centralized:
     def round(self, s: State, fed: Federation) -> State:
         """Train on the pooled rows."""
         assert fed.home is not None  # declared in `needs`
-        got = fed.collect(self.local, lambda _: Start(s.x), [fed.home], Mean())
+        got = fed.collect(self.local, lambda _: Start(s.x), [fed.home], Mean(), vectors(y=s.x))
         return State(got.value.y)
 
     def model(self, s: State) -> Model:

@@ -25,6 +25,8 @@ class AlgorithmSettings(Strict):
     """Whether what a client sends comes of one training, which a simulated attacker may change."""
     guarded: ClassVar[bool] = False
     """Whether `aggregate.rule` counts."""
+    steady: ClassVar[bool] = True
+    """Whether a reply holds the same numbers in every round, as far as the space lets it."""
 
 
 class FedAvgConfig(AlgorithmSettings):
@@ -172,6 +174,7 @@ class LoraA2Config(AlgorithmSettings):
     """LoRA-A²: A and B in turns, and only the rank slots that matter (Koo et al. 2025)."""
 
     spaces: ClassVar[Spaces] = "one"
+    steady: ClassVar[bool] = False
     descents: ClassVar[Literal["one", "several"]] = "several"
     name: Literal["lora_a2"] = "lora_a2"
     rank: int = Field(4, ge=1, description="Slots each client trains, per adapted module on average.")

@@ -100,7 +100,7 @@ class FedAvg:
         if self.guard is not None and len(cohort) < self.guard.least:
             raise NobodyReplied(f"{len(cohort)} clients could be asked, the rule needs {self.guard.least} replies")
         rules = {"y": self.rule(point, phase, sketch)}
-        got = fed.collect(self.local, down, cohort, rules, self.fits(fed, phase))
+        got = fed.collect(self.local, down, cohort, rules, self.fits(fed, phase, s.x.dtype))
         term, memory = self.server.step(point, got.value.y, s.memory[phase])
         x, carry = self.space.close(s.x, s.carry, term, fed.round)
         mean = (x, carry) if self.server.plain else self.space.close(s.x, s.carry, got.value.y, fed.round)
@@ -110,19 +110,20 @@ class FedAvg:
         )
         return State(x, carry, (*s.memory[:phase], memory, *s.memory[phase + 1 :]))
 
-    def fits(self, fed: Federation, phase: int) -> Fits:
+    def fits(self, fed: Federation, phase: int, format: torch.dtype) -> Fits:
         """Whether a reply looks as a client of that layout's should."""
-        known: dict[Layout, list[tuple[int, ...]]] = {}
+        known: dict[Layout, Term] = {}
 
         def fits(client: int, up: Result) -> str | None:
             layout = fed.profile(client).layout
             if layout not in known:
                 blank = torch.empty(layout.size, device="meta")
-                known[layout] = [tuple(part.shape) for part in parts(self.space.lift(blank, layout, phase))]
-            wanted, found = known[layout], parts(up.y)
-            if len(found) != len(wanted):
-                return f"it holds {len(found)} tensors, its adapter calls for {len(wanted)}"
-            wrong = (misfit("y", one, shape) for one, shape in zip(found, wanted, strict=True))
+                known[layout] = self.space.lift(blank, layout, phase)
+            wanted, found = parts(known[layout]), parts(up.y)
+            if len(found) != len(wanted) or isinstance(up.y, Tensor) != isinstance(known[layout], Tensor):
+                kind = "a vector" if isinstance(known[layout], Tensor) else f"{len(wanted)}"
+                return f"it holds {len(found)} tensors, its adapter calls for {kind}"
+            wrong = (misfit("y", one, tuple(like.shape), format) for one, like in zip(found, wanted, strict=True))
             return next((why for why in wrong if why is not None), None)
 
         return fits

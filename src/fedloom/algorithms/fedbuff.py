@@ -98,11 +98,13 @@ class FedBuff:
 
     def fits(self, s: State) -> Fits:
         """Whether an update is of a version there was, and counts for something."""
-        shape = vectors({"dy": len(s.x)})
+        shape = vectors(dy=s.x)
 
         def fits(client: ClientId, up: Update) -> str | None:
             if not 0 <= up.t <= s.t or up.n <= 0:
                 return f"it is of version {up.t} with weight {up.n:g}; versions so far are 0 to {s.t}"
+            if not self.weighted and up.n != 1:
+                return f"it counts itself {up.n:g} times; without weights every update counts once"
             return shape(client, up)
 
         return fits

@@ -79,7 +79,7 @@ class FedNova:
         """One round of the server."""
         watch = Watch()
         rules: dict[str, Rule] = {"d": watch.rule(Mean()), "tau": Mean()}
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors({"d": len(s.x)}))
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors(d=s.x))
         watch.note(fed, torch.zeros_like(s.x))
         moved = s.x + got.value.tau * got.value.d
         x, memory = self.server.step(s.x, moved, s.memory)

@@ -81,7 +81,7 @@ class FedPer:
         shared = self.layout.take(s.x, names)
         watch = Watch()
         rules = {"shared": watch.rule(Mean())}
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors({"shared": shared.numel()}))
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors(shared=shared))
         watch.note(fed, shared)
         term, memory = self.server.step(shared, got.value.shared, s.memory)
         assert isinstance(term, Tensor)  # a vector goes in

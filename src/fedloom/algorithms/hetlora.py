@@ -24,7 +24,7 @@ from fedloom.aggregate.rules import Mean
 from fedloom.aggregate.terms import norm
 from fedloom.algorithms.fitting import misfit
 from fedloom.algorithms.watching import Watch
-from fedloom.contracts import Client, ClientFailed, ClientId, Federation, Message, Model, Needs, Rule
+from fedloom.contracts import Client, ClientFailed, Federation, Fits, Message, Model, Needs, Rule
 from fedloom.lowrank import leading, matched, pairs, vector
 from fedloom.lowrank import plain_vector as plain
 from fedloom.params import Layout, Params
@@ -153,12 +153,16 @@ class HetLora:
 
         watch = Watch()
         rules: dict[str, Rule] = {"y": watch.rule(ByNorm(self.layout)), "rank": Mean(uniform=True)}
-        got = fed.collect(self.local, down, fed.cohort(), rules, self.fits)
+        got = fed.collect(self.local, down, fed.cohort(), rules, self.fits(s.x.dtype))
         fed.note(rank=got.value.rank, drift=watch.sketch.drift(bare(s.x, self.layout)))
         return State(got.value.y)
 
-    def fits(self, client: ClientId, up: Result) -> str | None:
-        """Whether a reply's factors can be padded."""
+    def fits(self, format: torch.dtype) -> Fits:
+        """Whether a reply's factors can be padded and averaged."""
+        return lambda _, up: self.misfit(up, format)
+
+    def misfit(self, up: Result, format: torch.dtype) -> str | None:
+        """Why a reply's factors cannot be padded, or None."""
         if len(up.y) != 1 + 2 * len(pairs(self.layout)):
             return f"it holds {len(up.y)} tensors, {1 + 2 * len(pairs(self.layout))} are called for"
         for pair, b, a in zip(pairs(self.layout), up.y[1::2], up.y[2::2], strict=True):
@@ -166,11 +170,11 @@ class HetLora:
                 return f"B of {pair.module} is of shape {tuple(b.shape)}, at most {pair.b.shape} fits"
             sides = ("B", b, (pair.outputs, b.shape[1])), ("A", a, (b.shape[1], pair.inputs))
             for name, value, wanted in sides:
-                why = misfit(f"{name} of {pair.module}", value, wanted)
+                why = misfit(f"{name} of {pair.module}", value, wanted, format)
                 if why is not None:
                     return why
         others = sum(leaf.size for leaf in lowrank.plain(self.layout))
-        return misfit("the plain part", up.y[0], (others,))
+        return misfit("the plain part", up.y[0], (others,), format)
 
     def model(self, s: State) -> Model:
         """The shared weights, at the largest rank."""

@@ -59,7 +59,7 @@ class Lookahead:
         """One round of the server."""
         watch = Watch(self.layout)
         rules = {"y": watch.rule(Mean(uniform=True))}
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors({"y": len(s.x)}))
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors(y=s.x))
         watch.note(fed, s.x, got.value.y)
         return State(torch.lerp(s.x, got.value.y, self.alpha))
 

@@ -93,7 +93,7 @@ class LoraA2:
         before = self.layout.take(s.x, names)
         watch = Watch()
         rules = {"delta": watch.rule(Mean())}
-        got = fed.collect(self.local, down, fed.cohort(), rules, vectors({"delta": before.numel()}))
+        got = fed.collect(self.local, down, fed.cohort(), rules, vectors(delta=before))
         watch.note(fed, torch.zeros_like(before))
         return State(self.layout.put(s.x, names, before + got.value.delta))
 

@@ -77,7 +77,7 @@ class PFedMe:
         """One round of the server."""
         watch = Watch(self.layout)
         rules = {"w": watch.rule(Mean(uniform=True))}
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors({"w": len(s.x)}))
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors(w=s.x))
         watch.note(fed, s.x, got.value.w)
         return State(torch.lerp(s.x, got.value.w, self.beta))  # exactly the mean at beta = 1
 

@@ -71,7 +71,7 @@ class Scaffold:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
-        fits = vectors({"y": len(s.x), "dc": len(s.x)})
+        fits = vectors(y=s.x, dc=s.c)
         watch, mean = Watch(self.layout), Mean(uniform=True)
         rules: dict[str, Rule] = {"y": watch.rule(mean), "dc": mean}
         got = fed.collect(self.local, lambda _: Start(s.x, s.c), fed.cohort(), rules, fits)

@@ -104,6 +104,33 @@ def decode(kind: type[V], data: bytes, expect: Envelope | None = None) -> V:
         raise CodecError(f"the message's body does not fit {kind.__name__}: {error!r}") from None
 
 
+def plain(value: Any) -> Any:
+    """A value without tensors, as JSON can hold it.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    tensors: dict[str, Tensor] = {}
+    node = _plain(value, "value", tensors)
+    if tensors:
+        raise TypeError("a tensor cannot travel as JSON")
+    return node
+
+
+def joined(kind: type[V], node: Any) -> V:
+    """The value of type `kind` that `plain` made this of; foreign input is refused.
+
+    Raises:
+        CodecError: it does not fit.
+    """
+    try:
+        return typing.cast(V, _join(kind, node, {}, kind.__name__))
+    except CodecError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CodecError(f"this does not fit {kind.__name__}: {error!r}") from None
+
+
 ALIGNMENT = 64
 """Bytes; where torch's own tensors begin."""
 
@@ -186,6 +213,8 @@ def _join(kind: Any, node: Any, tensors: Mapping[str, Tensor], path: str) -> Any
         return _join_union(typing.get_args(kind), node, tensors, path)
     if origin in (tuple, list) or kind in (tuple, list):
         return _join_items(kind, node, tensors, path)
+    if origin is typing.Literal:
+        return node if isinstance(node, str) and node in typing.get_args(kind) else _misfit(kind, node, path)
     if origin is not None and issubclass(origin, Mapping):
         key, item = typing.get_args(kind)
         pairs = node["d"] if isinstance(node, dict) and "d" in node else _misfit(kind, node, path)

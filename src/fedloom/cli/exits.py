@@ -30,10 +30,10 @@ ALONE_AFTER: Final = 30.0
 
 
 class Interrupted(Exception):
-    """Ctrl-C in a run; `folder` can be resumed, or there is no checkpoint yet."""
+    """Ctrl-C in a run; `folder` can be resumed (how, if not by the command), or there is no checkpoint yet."""
 
-    def __init__(self, folder: str | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | None, again: str | None = None) -> None:
+        self.folder, self.again = folder, again
         super().__init__(folder)
 
 
@@ -53,7 +53,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(code) from error
         except Interrupted as stop:
             if place.first():
-                complain(_resume_line(stop.folder))
+                complain(_resume_line(stop.folder, stop.again))
             raise typer.Exit(INTERRUPTED) from stop
         except KeyboardInterrupt as stop:
             if place.first():
@@ -106,7 +106,9 @@ def disk_full(error: OSError, run: str | None = None) -> str:
     return f"The disk is full: nothing more can be written to {place}. Free some space, then {then}"
 
 
-def _resume_line(folder: str | None) -> str:
+def _resume_line(folder: str | None, again: str | None) -> str:
+    if again is not None:
+        return f"Stopped by Ctrl-C; {again}."
     if folder is None:
         return "Stopped by Ctrl-C before the first checkpoint; there is nothing to resume, begin anew."
     return f"Stopped by Ctrl-C. Continue with: fedloom resume {folder}"

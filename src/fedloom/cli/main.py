@@ -5,7 +5,7 @@ from typing import Final
 
 import typer
 
-from fedloom.cli import configuring, doctor, listing, results, rows, running
+from fedloom.cli import configuring, deploying, doctor, listing, results, rows, running
 from fedloom.cli.exits import guarded
 
 app = typer.Typer(
@@ -39,6 +39,13 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "cite": results.cite,
     "chat": results.chat,
     "export": results.export,
+    "server": deploying.server,
+    "invite": deploying.invite,
+    "revoke": deploying.revoke,
+    "client": deploying.client,
+    "status": deploying.status,
+    "stop": deploying.stop,
+    "deploy-check": deploying.deploy_check,
     "doctor": doctor.doctor,
     "version": version,
 }

@@ -35,7 +35,7 @@ def run(
     config = loaded("run", recipe, overrides)
     from fedloom import experiment
 
-    _watched(lambda sinks: experiment.run(config, sinks), quiet, as_json, report)
+    watched(lambda sinks: experiment.run(config, sinks), quiet, as_json, report)
 
 
 def resume(
@@ -50,13 +50,20 @@ def resume(
     """Continue a run from its last checkpoint, to the same result."""
     from fedloom import experiment
 
-    _watched(lambda sinks: experiment.resume(run, sinks, workers=workers), quiet, as_json, report, folder=str(run))
+    watched(lambda sinks: experiment.resume(run, sinks, workers=workers), quiet, as_json, report, folder=str(run))
 
 
-def _watched(
-    train: "Callable[[list[Sink]], Run]", quiet: bool, as_json: bool, report: bool, folder: str | None = None
+def watched(
+    train: "Callable[[list[Sink]], Run]",
+    quiet: bool,
+    as_json: bool,
+    report: bool,
+    folder: str | None = None,
+    again: str | None = None,
 ) -> None:
     """Train with a view on it; afterwards the report and the result. Of several processes only the first has a view.
+
+    `again` says how a run that ended early goes on, where that is not by `fedloom resume`.
 
     Raises:
         Interrupted: Ctrl-C, or the run says it was interrupted.
@@ -76,11 +83,11 @@ def _watched(
             raise Interrupted(str(done.folder))
         page = _page(done.folder) if report and first else None
     except RunStopped as error:
-        if watch.resumable is None or "fedloom resume" in str(error):
+        if watch.resumable is None or again is not None or "fedloom resume" in str(error):
             raise
         raise RunStopped(f"{error}\nContinue with: fedloom resume {watch.resumable}") from error
     except KeyboardInterrupt as stop:
-        raise Interrupted(watch.resumable) from stop
+        raise Interrupted(watch.resumable, again) from stop
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunStopped(disk_full(error, watch.resumable)) from error

@@ -7,6 +7,7 @@ from pydantic import Field
 from fedloom.adapters.config import AdapterConfig, LoraConfig
 from fedloom.aggregate.config import AggregateConfig
 from fedloom.algorithms.config import AlgorithmConfig, FedAvgConfig
+from fedloom.channel.config import ChannelConfig
 from fedloom.data.config import CategoryConfig, DataConfig, PartitionConfig
 from fedloom.engine.config import EngineConfig, LocalConfig
 from fedloom.metrics.config import EvaluateConfig
@@ -14,6 +15,7 @@ from fedloom.models.config import ModelConfig
 from fedloom.objectives.config import ObjectiveConfig, SftConfig
 from fedloom.runtime.attack_config import AttackConfig, NoAttackConfig
 from fedloom.runtime.config import CheckpointConfig, ClientOverride, FederationConfig, RunConfig, RuntimeConfig
+from fedloom.runtime.deploy_config import DeployConfig
 from fedloom.settings import Strict
 
 
@@ -34,8 +36,10 @@ class Config(Strict):
     aggregate: AggregateConfig = AggregateConfig()
     local: LocalConfig = LocalConfig()
     federation: FederationConfig = FederationConfig()
+    channel: ChannelConfig = ChannelConfig()
     attack: AttackConfig = NoAttackConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     engine: EngineConfig = EngineConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    deploy: DeployConfig = DeployConfig()

@@ -89,17 +89,24 @@ class Space(Protocol):
 
 
 class Stage(Protocol):
-    """A transformation of replies between client and rule; it owns both ends."""
+    """A transformation of replies between client and rule; it owns both ends.
+
+    It works on what clients send in an algorithm's own tasks, not on evaluations, nor on the server's own worker.
+    """
 
     @property
     def hides(self) -> bool:
         """Whether the server sees only sums."""
 
-    async def outgoing(self, up: Any, client: Client) -> Any:
-        """The reply as it leaves the client; may talk to the other clients."""
+    async def outgoing(self, up: Any, client: Client, down: Any) -> Any:
+        """The reply as it leaves the client; may talk to the other clients. `down` is the message it answers."""
 
-    def incoming(self, up: Any) -> Any:
-        """The reply as the rule sees it."""
+    def incoming(self, up: Any, down: Any) -> Any:
+        """The reply as the rule sees it, from what came and the message it answers.
+
+        Raises:
+            ValueError: what came is not what `outgoing` makes; the reply is refused.
+        """
 
     def combine(self, rule: Rule) -> Rule:
         """The rule, changed so that it gives the same value from what this stage lets through."""

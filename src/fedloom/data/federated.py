@@ -2,6 +2,8 @@
 
 Reading and dealing happen at once, so that mistakes show before training; tokenising waits, so that 1,613 clients cost
 nothing at the start. A shelf of bounded size keeps what was encoded last.
+
+In a deployment nobody holds all rows: a client has its own (`build_own`), the server has names (`absent`).
 """
 
 import hashlib
@@ -11,9 +13,9 @@ from typing import Any, Final
 
 from fedloom.data.config import DataConfig, PartitionConfig
 from fedloom.data.encode import Encoded, Encoder, dropped_of
-from fedloom.data.partition import holdings, plan
+from fedloom.data.partition import Share, holdings, own, plan
 from fedloom.data.rows import SPLITS, Row, Split
-from fedloom.data.sources import Table, load
+from fedloom.data.sources import Table, load, load_own
 from fedloom.errors import UserError
 
 _SHELF_TOKENS: Final = 16_000_000
@@ -50,17 +52,26 @@ class ClientRows:
 
     Attributes:
         name: the client's.
-        sizes: rows of each split before encoding.
+        here: whether its rows are in this process; where they are not, whatever reads them raises UserError.
+        sizes: rows of each split before encoding; 0 where they are not here.
         dropped: examples left out by reason, for each split encoded so far.
+        notes: what a person should know about the source, where it is the client's own.
     """
 
     def __init__(
-        self, name: str, rows: Mapping[Split, Sequence[Row]], encoder: Encoder, shelf: Shelf | None = None
+        self,
+        name: str,
+        rows: Mapping[Split, Sequence[Row]] | None,
+        encoder: Encoder,
+        shelf: Shelf | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        self.name = name
-        self.sizes: dict[Split, int] = {split: len(rows.get(split, ())) for split in SPLITS}
+        """A client; `rows` None: they are on another machine."""
+        self.name, self.here, self.notes = name, rows is not None, notes
+        self._rows: Mapping[Split, Sequence[Row]] = rows if rows is not None else {}
+        self.sizes: dict[Split, int] = {split: len(self._rows.get(split, ())) for split in SPLITS}
         self.dropped: dict[Split, dict[str, int]] = {}
-        self._rows, self._encoder = rows, encoder
+        self._encoder = encoder
         self._shelf = shelf if shelf is not None else Shelf()
         self._lengths: dict[Split, float] = {}
 
@@ -69,10 +80,19 @@ class ClientRows:
         train = self.rows("train")
         answers = change([row.output for row in train], self.name)
         changed = [row.answered(answer) for row, answer in zip(train, answers, strict=True)]
-        return ClientRows(self.name, {**self._rows, "train": changed}, self._encoder, self._shelf)
+        return ClientRows(self.name, {**self._rows, "train": changed}, self._encoder, self._shelf, self.notes)
 
     def rows(self, split: Split) -> Sequence[Row]:
-        """The rows as they are in the source."""
+        """The rows as they are in the source.
+
+        Raises:
+            UserError: they are not here.
+        """
+        if not self.here:
+            raise UserError(
+                f"the rows of client {self.name} are on its own machine, and nothing here can read them; what was "
+                "asked for works in a simulation (fedloom run), where all rows are in one place"
+            )
         return self._rows.get(split, ())
 
     def length(self, split: Split) -> float:
@@ -119,7 +139,11 @@ class FederatedData:
         self._pooled: ClientRows | None = None
 
     def pooled(self, without: Collection[int] = ()) -> ClientRows:
-        """All clients' rows as one client named `centralized`, but for those of clients `without`."""
+        """All clients' rows as one client named `centralized`, but for those of clients `without`.
+
+        Raises:
+            UserError: a client's rows are not here.
+        """
         if self._pooled is None:
             kept = [client for i, client in enumerate(self.clients) if i not in without]
             rows = {split: [row for client in kept for row in client.rows(split)] for split in SPLITS}
@@ -127,9 +151,15 @@ class FederatedData:
         return self._pooled
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over every text and who holds it: a run is resumed on the data it was begun with."""
+        """Sixteen hex digits over every text and who holds it: a run is resumed on the data it was begun with.
+
+        Of clients whose rows are not here it tells the names.
+        """
         digest = hashlib.blake2b(digest_size=8)
         for client in self.clients:
+            if not client.here:
+                digest.update(f"\x1d{client.name}".encode())
+                continue
             for split in SPLITS:
                 digest.update(f"\x1e{client.name}\x1f{split}".encode())
                 for row in client.rows(split):
@@ -160,19 +190,51 @@ def build(data: DataConfig, partition: PartitionConfig, seed: int, tokenizer: An
     dealt = plan(table, partition, data, seed)
     _probe(table, encoder, [i for share in dealt.shares for i in share.train])
     shelf = Shelf()
-    clients = [
-        ClientRows(
-            share.name, {split: [table.rows[i] for i in getattr(share, split)] for split in SPLITS}, encoder, shelf
-        )
-        for share in dealt.shares
-    ]
+    clients = [ClientRows(share.name, _held(table, share), encoder, shelf) for share in dealt.shares]
     return FederatedData(table.name, clients, encoder, (*table.notes, *dealt.notes), holdings(table, dealt))
+
+
+def build_own(data: DataConfig, seed: int, tokenizer: Any, name: str, index: int) -> ClientRows:
+    """One client's rows from its own file or folder, on its own machine.
+
+    The splits are those of a simulation with `partition.method: natural` over a folder that holds one such file for
+    each client, with the same columns, where this client has the same number. A folder whose files are splits
+    (train.jsonl, test.jsonl) is read as in a simulation: the file of `data.split` alone, which is then cut.
+
+    Args:
+        data: the section `data`, its source the client's own.
+        seed: root seed of the run.
+        tokenizer: the model's, from transformers.
+        name: the client's.
+        index: its number.
+
+    Raises:
+        UserError: the source or the template cannot work as asked, or the source is not one client's.
+    """
+    table = load_own(data, name)
+    encoder = Encoder(tokenizer, data, table.template)
+    encoder.check(table.rows)
+    share = own(table, data, seed, name, index)
+    _probe(table, encoder, share.train)
+    return ClientRows(name, _held(table, share), encoder, notes=table.notes)
+
+
+def absent(names: Sequence[str], encoder: Encoder, source: str = "the clients' own data") -> FederatedData:
+    """What a server knows of clients whose rows are on their own machines: their names.
+
+    Sizes are 0, which means unknown, and there are no holdings.
+    """
+    return FederatedData(source, [ClientRows(name, None, encoder) for name in names], encoder, (), [])
 
 
 def build_rows(rows: Sequence[Row], encoder: Encoder, name: str, split: Split = "test") -> ClientRows:
     """Rows that belong to no client, such as a global test set, under one split."""
     encoder.check(rows)
     return ClientRows(name, {split: rows}, encoder)
+
+
+def _held(table: Table, share: Share) -> dict[Split, list[Row]]:
+    return {split: [table.rows[i] for i in getattr(share, split)] for split in SPLITS}
 
 
 def _tokens(examples: Iterable[Encoded]) -> int:

@@ -7,7 +7,7 @@ held twice (except clients that `natural` leaves out, which are counted), and th
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,16 +47,12 @@ def plan(table: Table, partition: PartitionConfig, data: DataConfig, seed: int) 
         UserError: there are fewer rows than clients, rows lack the category or client that the method needs, or a
             client would have nothing to train on.
     """
-    if data.validation + data.test >= 1:
-        raise UserError(
-            f"data.validation={data.validation} and data.test={data.test} leave no rows to train on; together they "
-            "must stay below 1"
-        )
+    _check_fractions(data)
     if table.split_of is None:
         pool = list(range(len(table.rows)))
     else:
         pool = [i for i, split in enumerate(table.split_of) if split == "train"]
-    root = rng.key(seed, "partition", partition.method)
+    root = _root(seed, partition.method)
     if isinstance(partition, NaturalConfig):
         names, held, notes = _natural(table, pool, partition)
     else:
@@ -65,11 +61,30 @@ def plan(table: Table, partition: PartitionConfig, data: DataConfig, seed: int) 
         names = [f"client-{i:0{max(width, 3)}d}" for i in range(len(held))]
     _all_hold(held, names, partition, table.name)
     if table.split_of is None:
-        parts = [_split(table, rows, data, rng.key(root, "split", i)) for i, rows in enumerate(held)]
+        parts = [_split(table, rows, data, root, i) for i, rows in enumerate(held)]
     else:
         parts = _followed(table, held, isinstance(partition, NaturalConfig), root)
-    shares = [Share(name, *(tuple(sorted(part[s])) for s in SPLITS)) for name, part in zip(names, parts, strict=True)]
+    shares = [_share(name, part) for name, part in zip(names, parts, strict=True)]
     return Plan(tuple(shares), tuple(notes))
+
+
+def own(table: Table, data: DataConfig, seed: int, name: str, index: int) -> Share:
+    """What a client holds to whom the whole table belongs: its share under `natural` among others.
+
+    Args:
+        table: one client's rows, from a source that is not split.
+        data: the section `data`.
+        seed: root seed.
+        name: the client's.
+        index: its number, from 0. A simulation numbers its clients in the order of their names.
+
+    Raises:
+        UserError: the fractions leave no rows to train on.
+    """
+    if table.split_of is not None:
+        raise ValueError(f"{table.name} comes split; only a whole source is one client's")
+    _check_fractions(data)
+    return _share(name, _split(table, range(len(table.rows)), data, _root(seed, "natural"), index))
 
 
 def holdings(table: Table, plan: Plan) -> list[dict[str, Any]]:
@@ -84,6 +99,23 @@ def holdings(table: Table, plan: Plan) -> list[dict[str, Any]]:
         }
         for share in plan.shares
     ]
+
+
+def _check_fractions(data: DataConfig) -> None:
+    if data.validation + data.test >= 1:
+        raise UserError(
+            f"data.validation={data.validation} and data.test={data.test} leave no rows to train on; together they "
+            "must stay below 1"
+        )
+
+
+def _root(seed: int, method: str) -> int:
+    """What all draws of a partition descend from."""
+    return rng.key(seed, "partition", method)
+
+
+def _share(name: str, part: Mapping[Split, Sequence[int]]) -> Share:
+    return Share(name, *(tuple(sorted(part[split])) for split in SPLITS))
 
 
 def _dealt(table: Table, pool: Sequence[int], partition: Any, root: int) -> tuple[list[list[int]], list[str]]:
@@ -186,12 +218,16 @@ def _all_hold(held: Sequence[Sequence[int]], names: Sequence[str], partition: An
         )
 
 
-def _split(table: Table, rows: Sequence[int], data: DataConfig, seed: int) -> dict[Split, list[int]]:
-    """A client's rows cut into splits, category by category; every category keeps a train row."""
+def _split(table: Table, rows: Sequence[int], data: DataConfig, root: int, client: int) -> dict[Split, list[int]]:
+    """A client's rows cut into splits, category by category; every category keeps a train row.
+
+    Their order and the client's number alone decide, not where in the table they stand: a client that has no other
+    rows cuts them as a simulation does.
+    """
     groups: dict[str | None, list[int]] = {}
     for i in rows:
         groups.setdefault(table.rows[i].category, []).append(i)
-    draw = rng.python(seed)
+    draw = rng.python(rng.key(root, "split", client))
     parts: dict[Split, list[int]] = {split: [] for split in SPLITS}
     for group in groups.values():
         draw.shuffle(group)

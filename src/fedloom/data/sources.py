@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -60,6 +60,72 @@ def load(config: DataConfig, seed: int) -> Table:
     if not table.rows:
         raise UserError(f"{table.name}: no row is left to train on ({'; '.join(table.notes) or 'the source is empty'})")
     return table
+
+
+def load_own(config: DataConfig, name: str) -> Table:
+    """Read a client's own source, a file or a folder, every row of which is the client's.
+
+    It is read as a simulation reads it as one of several files in a folder, as long as the files' columns are the same.
+
+    Args:
+        config: the section `data`, its source the client's own.
+        name: the client's.
+
+    Raises:
+        UserError: it is neither file nor folder, cannot be read, has not the columns needed, or holds rows of several
+            clients; or `data.limit` is set, which draws from all clients' rows.
+    """
+    path = _own_path(config)
+    if config.limit is not None:
+        raise UserError(
+            f"data.limit={config.limit} draws from the rows of all clients together, and no machine holds them; leave "
+            "it out, and shorten the source where fewer rows are wanted"
+        )
+    found = _path(path, config)
+    owners = {record.get(files.OWNER) for record in found.records}
+    if path.is_dir() and len(owners) > 1:
+        raise UserError(
+            f"folder {path} holds {len(owners)} files that are each a client's rows in a simulation "
+            f"({_named_few(owners)}); give the file of client {name} alone, or put its rows into one file"
+        )
+    mine = replace(
+        found,
+        records=[{**record, files.OWNER: name} for record in found.records],
+        notes=found.notes if owners == {None} else (),
+    )
+    table = _table(mine, config)
+    _check_own(table, config, name)
+    return table
+
+
+def _own_path(config: DataConfig) -> Path:
+    """Where a client's own source is: as given, or in `data.root`."""
+    given = Path(config.source).expanduser()
+    for path in (given, *([Path(config.root).expanduser() / given] if config.root is not None else [])):
+        if path.exists():
+            return path
+    raise UserError(
+        f"data.source={config.source}: there is no such file or folder"
+        + (f" (looked in {Path.cwd()})" if not given.is_absolute() else "")
+        + f"; a client's own rows are in a file ({', '.join(files.KINDS)}, each also with .gz)"
+    )
+
+
+def _check_own(table: Table, config: DataConfig, name: str) -> None:
+    if not table.rows:
+        raise UserError(f"{table.name}: no row is left to train on ({'; '.join(table.notes) or 'the source is empty'})")
+    owners = {row.client for row in table.rows}
+    if len(owners) > 1:
+        raise UserError(
+            f"{table.name} holds rows of {len(owners)} clients by its column {config.columns.client} "
+            f"(data.columns.client): {_named_few(owners)}; give the rows of client {name} alone, or leave "
+            "data.columns.client out"
+        )
+
+
+def _named_few(owners: Collection[str | None]) -> str:
+    names = sorted(owner or "(none)" for owner in owners)
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _find(config: DataConfig) -> _Found:

@@ -1,11 +1,11 @@
 """Loading a base model and its tokenizer, by role and with words for what can go wrong.
 
+A server holds no weights: its model is a skeleton, built from the configuration alone on torch's device `meta`.
 Dropout inside the base is switched off: it draws from a global generator, and a frozen base gains nothing from it.
 """
 
 import hashlib
 import inspect
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from torch import nn
 
 from fedloom.errors import UserError
 from fedloom.models.config import ModelConfig
+from fedloom.models.folders import check_folder
 
 WIDE = 512
 SHORT = 384
@@ -27,17 +28,23 @@ NANO = Path(__file__).parent / "nano"
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model."""
+    """A loaded base model, or the skeleton of one."""
 
     module: nn.Module
     name: str
     device: torch.device
+    """`meta`: a skeleton, without weights."""
     dtype: torch.dtype
     parameters: int
     max_positions: int | None
     """Longest text it was built for, in tokens, where its configuration says so."""
     attention: str = "sdpa"
     """How attention is computed."""
+
+    @property
+    def skeleton(self) -> bool:
+        """Whether it has shapes without numbers: nothing can be computed with it."""
+        return self.device.type == "meta"
 
 
 def location(name: str) -> str:
@@ -47,8 +54,12 @@ def location(name: str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
+def load_tokenizer(config: ModelConfig, weights: bool = True) -> Any:
     """The model's tokenizer.
+
+    Args:
+        config: the section `model`.
+        weights: whether the model will be loaded too: a folder without weights is then refused at once.
 
     Raises:
         UserError: it cannot be found or read.
@@ -56,7 +67,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     where = location(config.name)
-    _check_folder(where)
+    check_folder(where, weights)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision)
     except (OSError, ValueError, KeyError) as error:
@@ -77,18 +88,15 @@ def load_model(config: ModelConfig, trained_whole: bool = False, longest: int | 
     Raises:
         UserError: the folder is incomplete, the id cannot be reached, the device is not there.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     where = location(config.name)
-    _check_folder(where)
+    check_folder(where)
     device = pick_device(config.device)
     try:
-        settings = AutoConfig.from_pretrained(where, revision=config.revision)
-        without_dropout(settings)
-        attention = pick_attention(config.attention, device, longest)
-        dtype = pick_dtype(config.dtype, device, trained_whole, getattr(settings, "hidden_size", None), attention)
+        settings, attention, dtype = _settings(config, device, trained_whole, longest)
         module, found = AutoModelForCausalLM.from_pretrained(
             where,
             revision=config.revision,
@@ -105,16 +113,63 @@ def load_model(config: ModelConfig, trained_whole: bool = False, longest: int | 
             f"model.name={config.name}: {len(absent)} tensors are not in its files ({', '.join(absent[:3])} ...); "
             "they would be random numbers. Get the whole model, or one for causal language modelling"
         )
-    module = module.to(device).eval().requires_grad_(False)
-    module.config.use_cache = False
+    base = _base(module.to(device), config, device, dtype)
     _check_causal(module, config.name)
+    return base
+
+
+def load_skeleton(config: ModelConfig, trained_whole: bool = False, longest: int | None = None) -> Base:
+    """The same model without its weights: the modules, names, shapes and ties of the loaded one, on device `meta`.
+
+    Its files of weights need not be there, and it takes next to no memory. `model.device` is not looked at; formats and
+    attention are what `auto` would choose on this machine's CPU. What only numbers can tell is left to those who have
+    them: whether the files are whole, whether the model is causal, and whether weights that the configuration ties are
+    equal (where they are not, transformers leaves them apart).
+
+    Args:
+        config: the section `model`.
+        trained_whole: every parameter will be trained, so `auto` means float32.
+        longest: tokens of the longest text it will see, where that is known.
+
+    Raises:
+        UserError: the configuration is not there, cannot be reached, or is of no known kind.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_folder(location(config.name), weights=False)
+    try:
+        settings, attention, dtype = _settings(config, torch.device("cpu"), trained_whole, longest)
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"model.name={config.name}: the model cannot be laid out: {_short(error)}") from None
+    return _base(module, config, torch.device("meta"), dtype)
+
+
+def _settings(
+    config: ModelConfig, device: torch.device, trained_whole: bool, longest: int | None
+) -> tuple[Any, str | None, torch.dtype]:
+    """The model's own configuration without dropout, how attention is computed, and the number format."""
+    from transformers import AutoConfig
+
+    settings = AutoConfig.from_pretrained(location(config.name), revision=config.revision)
+    without_dropout(settings)
+    attention = pick_attention(config.attention, device, longest)
+    dtype = pick_dtype(config.dtype, device, trained_whole, getattr(settings, "hidden_size", None), attention)
+    return settings, attention, dtype
+
+
+def _base(module: Any, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Base:
+    """The module, frozen and in evaluation mode, with what it says of itself."""
+    module.eval().requires_grad_(False)
+    module.config.use_cache = False
     return Base(
         module,
         config.name,
         device,
         dtype,
         sum(p.numel() for p in module.parameters()),
-        getattr(settings, "max_position_embeddings", None),
+        getattr(module.config, "max_position_embeddings", None),
         module.config._attn_implementation,
     )
 
@@ -199,12 +254,17 @@ def without_dropout(settings: Any) -> None:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Sixteen hex digits over the names, shapes and 64 values of every tensor: enough to tell two models apart."""
+    """Sixteen hex digits over the names, shapes and 64 values of every tensor: enough to tell two models apart.
+
+    A skeleton has no values: its digits tell architectures apart, and are never those of a loaded model.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.is_meta:
+            continue
         flat = tensor.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 64)].float().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
 
@@ -224,34 +284,6 @@ def _check_causal(module: nn.Module, name: str) -> None:
         raise UserError(
             f"model.name={name}: it looks at later tokens, so it is no causal language model; use a decoder"
         )
-
-
-def _check_folder(where: str) -> None:
-    """A folder must look like a model before a library is asked, whose words would be about something else."""
-    path = Path(where).expanduser()
-    if not path.exists():
-        if where.startswith((".", "/", "~")) or where.count("/") != 1:
-            raise UserError(f"model.name={where}: there is no such folder, and it is no Hugging Face id (owner/name)")
-        return
-    if not path.is_dir():
-        raise UserError(f"model.name={where} is a file; give the folder that holds config.json")
-    present = {p.name for p in path.iterdir()}
-    lacking = [n for n in ("config.json",) if n not in present]
-    if not any(n.endswith((".safetensors", ".safetensors.index.json")) for n in present):
-        lacking.append("*.safetensors")
-    if not present & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"}:
-        lacking.append("tokenizer.json")
-    if lacking:
-        raise UserError(
-            f"model folder {where} is incomplete: {', '.join(lacking)} missing (found {len(present)} files)"
-        )
-    for index in path.glob("*.safetensors.index.json"):
-        try:
-            named = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"model folder {where} is damaged: {index.name} cannot be read ({error})") from None
-        if named - present:
-            raise UserError(f"model folder {where} is incomplete: {', '.join(sorted(named - present)[:3])} missing")
 
 
 def _short(error: Exception) -> str:

@@ -8,12 +8,12 @@ client wrote is undone.
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedloom import rng
-from fedloom.channel.check import fault
+from fedloom.channel.check import NO_LIMITS, Limits
 from fedloom.channel.codec import decode, encode
 from fedloom.contracts import (
     HOME,
@@ -31,6 +31,7 @@ from fedloom.contracts import (
 )  # fmt: skip
 from fedloom.events import ClientTrained, Event, Noted, ReplyMissing, RoundStarted
 from fedloom.runtime.folding import Fold, Sizes, Traffic
+from fedloom.runtime.gate import Gate
 from fedloom.runtime.sampling import Sampler, Uniform
 from fedloom.runtime.site import Dispatch, Reply, Tasks
 
@@ -55,8 +56,32 @@ class Link(Protocol):
     def rewind(self, round: int) -> None:
         """Tell the clients to forget what they wrote after `round`."""
 
+    def memories(self) -> Mapping[ClientId, int]:
+        """Which of its versions is each client's memory, where the server decides that; for the checkpoint."""
+
+    def recall(self, memories: Mapping[ClientId, int]) -> None:
+        """What `memories` gave counts again."""
+
+    def away(self) -> Collection[ClientId]:
+        """Who cannot be asked now."""
+
     def close(self) -> None:
         """Let go of processes and connections."""
+
+
+class Near:
+    """Links to clients on this machine: all are here, and the round says which version of their memory counts."""
+
+    def memories(self) -> Mapping[ClientId, int]:
+        """Nothing the server decides."""
+        return {}
+
+    def recall(self, memories: Mapping[ClientId, int]) -> None:
+        """Nothing to put back."""
+
+    def away(self) -> tuple[()]:
+        """Everybody is here."""
+        return ()
 
 
 class Reducer(Protocol):
@@ -90,6 +115,8 @@ class FederationState:
 
     clock: float
     flight: tuple[Flight, ...]
+    memories: Mapping[int, int] = field(default_factory=dict)
+    """Which of its versions is each client's memory, where clients are on machines of their own."""
 
 
 @dataclass(order=True)
@@ -116,6 +143,7 @@ class Hub:
         sampler: Sampler | None = None,
         home: Link | None = None,
         stages: Sequence[Stage] = (),
+        limits: Limits = NO_LIMITS,
         reducer: Reducer | None = None,
         events: Callable[[Event], None] = lambda event: None,
     ) -> None:
@@ -123,7 +151,8 @@ class Hub:
         self.everybody = clients if everybody is None else everybody
         self.sampler: Sampler = sampler if sampler is not None else Uniform()
         self.round, self.attempt, self.traffic = 0, 0, Traffic()
-        self._profile, self._cohort, self._min_replies, self._stages = profile, cohort, min_replies, tuple(stages)
+        self._profile, self._cohort, self._min_replies = profile, cohort, min_replies
+        self._gate = Gate(tasks, tuple(stages), limits)
         self._home, self._reducer, self._exchanged = home, reducer, False
         self._clock = 0.0
         self._sent: Counter[str] = Counter()
@@ -151,7 +180,8 @@ class Hub:
 
     def draw(self, count: int | None = None, without: Collection[ClientId] = ()) -> list[ClientId]:
         """The cohort of this round and attempt, whether or not it is asked."""
-        known = sorted(set(self.clients) - set(without)) if without else self._known()
+        missing = {*without, *self.link.away()}
+        known = sorted(set(self.clients) - missing) if missing else self._known()
         key = rng.key(self.root, "cohort", self.round, self.attempt)
         wanted = min(self._cohort if count is None else count, len(known))
         return self.sampler.draw(known, wanted, key, self.round)
@@ -243,11 +273,12 @@ class Hub:
             Flight(f.due, f.dispatch.number, f.dispatch.round, f.client, f.dispatch.task, encode(f.dispatch.down))
             for f in sorted(self._flight)
         )
-        return FederationState(self._clock, flights)
+        return FederationState(self._clock, flights, self.link.memories())
 
     def restore(self, state: FederationState) -> None:
         """Go on from a checkpoint."""
         self._clock, self._flight = state.clock, []
+        self.link.recall(state.memories)
         for f in state.flight:
             down: Message = decode(self.tasks.messages(f.task)[0], f.down)
             dispatch = Dispatch(f.number, f.round, f.client, f.task, down)
@@ -293,7 +324,7 @@ class Hub:
 
     def _say_if_exchanged(self, rule: Rules) -> None:
         """Say once where sums were asked for and cannot be had."""
-        if self._reducer is None or self._exchanged or Fold(rule, None, self._stages).mergeable:
+        if self._reducer is None or self._exchanged or Fold(rule, None, self._gate.stages).mergeable:
             return
         self._exchanged = True
         self.events(Noted(EXCHANGED))
@@ -309,7 +340,7 @@ class Hub:
     ) -> Got:
         """Combine the replies to these; `round` (from 1) is the one they count in, 0 to that many rounds behind us."""
         dispatches = sorted(ready, key=lambda d: d.client)
-        fold = Fold(rule, weigh, self._stages)
+        fold = Fold(rule, weigh, self._gate.staged(dispatches))
         missing: dict[ClientId, Missing] = {}
         sizes = Sizes()
         self.traffic.bytes_down += sum(sizes(dispatch.down) for dispatch in dispatches)
@@ -337,18 +368,7 @@ class Hub:
 
     def _add(self, fold: Fold, reply: Reply, fits: Fits | None) -> Missing | None:
         """Count a reply, or say why not."""
-        if reply.up is None:
-            return reply.missing
-        why = fault(reply.up, hidden=any(stage.hides for stage in self._stages))
-        if why is None:
-            up = reply.up
-            for stage in reversed(self._stages):
-                up = stage.incoming(up)
-            misfit = fits(reply.dispatch.client, up) if fits is not None else None
-            if misfit is not None:
-                return Missing("refused", misfit)
-            fold.add(reply.dispatch.client, up)
-        return why
+        return self._gate.add(fold, reply, fits)
 
     def _in_order(self, dispatches: Sequence[Dispatch]) -> Iterator[Reply]:
         """Replies by client index; one that comes early waits, and nobody waits for one that never comes."""

@@ -1,10 +1,13 @@
 """What the hub does with replies: into the rules field by field, their sizes, and the tally of a round."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
+from torch import Tensor
+
 from fedloom.channel.codec import decode, encode, size
+from fedloom.channel.encoding import rebuilt
 from fedloom.contracts import ClientId, Got, Message, Missing, Rule, Rules, Stage, Weighted
 from fedloom.runtime.accumulators import Piece, packed, unpacked
 
@@ -48,6 +51,10 @@ class Fold:
         self._given, self._weigh, self._stages = rule, weigh, stages
         self._rules: dict[str, Rule] = {}
         self._accs: dict[str, Any] = {}
+        self._first: dict[str, Any] | None = None
+        """A likeness of the first reply."""
+        self._kinds: set[str] = set()
+        """Outlines of the replies so far."""
         self.clients: list[ClientId] = []
         self.weight = 0.0
 
@@ -57,18 +64,51 @@ class Fold:
         given = self._given.values() if isinstance(self._given, Mapping) else [self._given]
         return all(rule.holds == "one" for rule in given) and not any(stage.hides for stage in self._stages)
 
+    def begin(self, up: Message) -> None:
+        """With the first reply it is known which fields there are.
+
+        Raises:
+            ValueError: the rules are not those of its fields, or cannot work under these stages.
+        """
+        self._begin(list(fields_of(up)), type(up).__name__)
+
+    def misfit(self, up: Message) -> str | None:
+        """Why the rules cannot take this reply beside those they hold, or None; nothing is added.
+
+        What can go wrong with finite numbers lies in their shapes and formats. So each rule is tried on a likeness of
+        the reply, zeros that take no memory, in an accumulator of its own; once for every kind of reply.
+        """
+        kind = outline(up)
+        if kind in self._kinds:
+            return None
+        mine, name = likeness(fields_of(up)), "its weight"
+        try:
+            weight = self.weight_of(up)
+            for name, rule in self._rules.items():
+                acc = rule.start()
+                if self._first is not None:
+                    acc = rule.add(acc, self._first[name], weight)
+                rule.add(acc, mine[name], weight)
+        except Exception as error:  # whatever the rules make of what a client sent
+            return f"{name} cannot be combined: {str(error) or type(error).__name__}"
+        return None
+
+    def weight_of(self, up: Message) -> float | None:
+        """The weight its values have in the rules; None: the message carries none."""
+        weight = up.weight if isinstance(up, Weighted) else None
+        return weight if self._weigh is None else (1.0 if weight is None else weight) * self._weigh(up)
+
     def add(self, client: ClientId, up: Message) -> None:
         """One more reply, in the order of client indices."""
-        apart = {"weight"} if isinstance(up, Weighted) else set[str]()
-        fields = {name: value for name, value in vars(up).items() if name not in apart}
-        self._begin(list(fields), type(up).__name__)
-        weight = up.weight if isinstance(up, Weighted) else None
-        if self._weigh is not None:
-            weight = (1.0 if weight is None else weight) * self._weigh(up)
+        fields = fields_of(up)
+        self.begin(up)
+        weight = self.weight_of(up)
         for name, rule in self._rules.items():
             self._accs[name] = rule.add(self._accs[name], fields[name], weight)
         self.clients.append(client)
         self.weight += 1.0 if weight is None else weight
+        self._first = self._first or likeness(fields)
+        self._kinds.add(outline(up))
 
     def packed(self) -> bytes:
         """All of it so far as bytes, for the fold of another process with the same rules.
@@ -93,7 +133,8 @@ class Fold:
 
     def got(self, missing: Mapping[ClientId, Missing]) -> Got:
         """All of it, combined."""
-        fields = {name: rule.finish(self._accs[name]) for name, rule in self._rules.items()}
+        rules = self._rules if self.clients else {}
+        fields = {name: rule.finish(self._accs[name]) for name, rule in rules.items()}
         return Got(fields, tuple(self.clients), missing, self.weight)
 
     def _begin(self, fields: Sequence[str], message: str) -> None:
@@ -117,6 +158,29 @@ class Fold:
                 raise ValueError(f"field {name}: its rule looks at single replies, but a stage hides them")
             rule = stage.combine(rule)
         return rule
+
+
+def fields_of(up: Message) -> dict[str, Any]:
+    """What the rules combine: every field but the weight."""
+    return {name: value for name, value in vars(up).items() if name != "weight" or not isinstance(up, Weighted)}
+
+
+def likeness(value: Any) -> Any:
+    """The same value with zeros in place of a tensor's numbers; a single zero is all they take."""
+    return rebuilt(value, lambda _, tensor: tensor.new_zeros(()).expand(tensor.shape))
+
+
+def outline(value: Any) -> str:
+    """What must agree for two replies to be combined in the same way: types, shapes and formats, not numbers."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype}{tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {outline(item)}' for name, item in value.items())}}}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}({', '.join(map(outline, value))})"
+    if is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__name__}{outline(vars(value))}"
+    return type(value).__name__
 
 
 class Sizes:

@@ -12,11 +12,12 @@ from typing import Any
 
 from fedloom.contracts import ClientId
 from fedloom.errors import RunStopped
+from fedloom.runtime.federation import Near
 from fedloom.runtime.site import Dispatch, Reply
 from fedloom.runtime.wire import Marshal, WireClosed, read_frame, write_frame
 
 
-class SecondProcess:
+class SecondProcess(Near):
     """The link to a worker process."""
 
     def __init__(self, build: str, arguments: Mapping[str, Any], marshal: Marshal) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from fedloom.contracts import ClientId
+from fedloom.runtime.federation import Near
 from fedloom.runtime.site import Dispatch, Reply, Site
 
 
-class InProcess:
+class InProcess(Near):
     """The link of a simulation: a site called directly."""
 
     def __init__(self, site: Site) -> None:

@@ -8,14 +8,16 @@ import inspect
 import typing
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fedloom import rng
 from fedloom.channel.codec import size
-from fedloom.contracts import Client, ClientFailed, ClientId, Engine, Message, Missing, Profile, Stage, Summary
+from fedloom.contracts import HOME, Client, ClientFailed, ClientId, Engine, Message, Missing, Profile, Stage, Summary
 from fedloom.engine.driver import drive
 from fedloom.runtime.client import Attacker, ClientData, LocalClient, LocalPlan
-from fedloom.runtime.store import PendingState, Store
+from fedloom.runtime.store import PendingState
+
+T = typing.TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,23 @@ class Tasks:
     """The coroutines a site can be asked for, by name, with the messages they take and give."""
 
     def __init__(self, *owners: object) -> None:
+        """Look through the owners; the first is the algorithm, whose tasks are what stages work on."""
         self._tasks: dict[str, Callable[[Any, Client], Coroutine[Any, Any, Any]]] = {}
+        self._staged = frozenset[str]()
         for owner in owners:
             for name, method in inspect.getmembers(owner, inspect.iscoroutinefunction):
                 if not name.startswith("_") and name != "personal":
                     if name in self._tasks:
                         raise ValueError(f"two tasks are named {name}; rename one")
                     self._tasks[name] = method
+            self._staged = self._staged or frozenset(self._tasks)
+
+    def staged(self, dispatch: Dispatch) -> bool:
+        """Whether stages work on the reply: a client's, to a task of the algorithm.
+
+        Not the server's own worker's, which sends over no channel, nor an evaluation's, which must change nothing.
+        """
+        return dispatch.client != HOME and dispatch.task in self._staged
 
     def name(self, task: Callable[..., Any]) -> str:
         """The name a page's coroutine is sent under.
@@ -86,6 +98,22 @@ class Tasks:
         return hints[down], hints["return"]
 
 
+class Memories(Protocol):
+    """The clients' memories: `Store`, or versions whose numbers a server gives."""
+
+    def open(self, client: ClientId) -> PendingState:
+        """The client's memory as a task sees it now; what it writes is pending."""
+
+    def keep(self, client: ClientId, round: int, state: PendingState) -> None:
+        """What was written becomes that version."""
+
+    def commit(self, *rounds: int) -> None:
+        """The checkpoints on disk are those of `rounds`."""
+
+    def rewind(self, round: int, search: bool = True) -> None:
+        """Forget every version after `round`."""
+
+
 class Site:
     """Runs tasks of many clients on one engine."""
 
@@ -94,7 +122,7 @@ class Site:
         *,
         tasks: Tasks,
         engine: Engine,
-        store: Store,
+        store: Memories,
         profile: Callable[[ClientId], Profile],
         data: Callable[[ClientId], ClientData],
         plan: Callable[[ClientId], LocalPlan],
@@ -129,6 +157,18 @@ class Site:
             else:
                 yield Reply(dispatch, up, None, client.summary(), size(up))
 
+    def call(self, client: ClientId, round: int, task: Callable[[Any, Client], Coroutine[Any, Any, T]], down: Any) -> T:
+        """One coroutine for one client, beside the tasks; what it writes is forgotten.
+
+        Raises:
+            ClientFailed: it failed.
+        """
+        one = self._client(Dispatch(0, round, client, "", down))
+        (_, result) = next(iter(drive([(client, task(down, one))], self.engine, 1)))
+        if isinstance(result, ClientFailed):
+            raise result
+        return result
+
     def settle(self, client: ClientId, round: int, counted: bool) -> None:
         """The server's word on a client's last reply: what it wrote is kept as of `round`, or never happened."""
         state = self._pending.pop(client)
@@ -158,6 +198,6 @@ class Site:
 
     async def _task(self, dispatch: Dispatch, client: LocalClient) -> Message:
         up = await self.tasks.get(dispatch.task)(dispatch.down, client)
-        for stage in self.stages:
-            up = await stage.outgoing(up, client)
+        for stage in self.stages if self.tasks.staged(dispatch) else ():
+            up = await stage.outgoing(up, client, dispatch.down)
         return up

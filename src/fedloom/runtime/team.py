@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from fedloom.contracts import HOME, ClientId, Missing, Summary
 from fedloom.errors import RunStopped, UserError
+from fedloom.runtime.federation import Near
 from fedloom.runtime.folding import Fold
 from fedloom.runtime.group import Group
 from fedloom.runtime.place import Elsewhere
@@ -30,7 +31,7 @@ PIECE: Final = 1 << 26
 """Bytes of replies that are exchanged at a time, unless one alone is larger."""
 
 
-class Team:
+class Team(Near):
     """One process's link: its own site, and the others'."""
 
     def __init__(self, site: Site, group: Group, marshal: Marshal, cost: Cost, window: int) -> None:

@@ -1,0 +1,367 @@
+"""A client's side of a deployment: reads letters, does what they ask, answers; on a machine of its own.
+
+Its folder holds, for each run, the recipe, its memory in numbered versions (`runtime/remote.py` says whose numbers),
+and its last answer. A task that comes again is answered with that; so neither a lost letter nor a crash of either side
+makes a client train twice on what counts once. Text never leaves: messages are what the algorithm's page sends, and
+what went wrong here is told the server as a kind of error, its words stay in this terminal.
+"""
+
+import json
+import random
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedloom import atomic
+from fedloom.channel.codec import CodecError
+from fedloom.contracts import ClientId, Missing, Summary
+from fedloom.errors import UserError
+from fedloom.runtime import letters
+from fedloom.runtime.letters import Answer, Declined, End, Ready, Recipe, Refused, Seen, TaskLetter, Wants
+from fedloom.runtime.site import Dispatch, Reply, Site
+from fedloom.runtime.store import Memory, OnDisk, PendingState
+from fedloom.runtime.wire import Marshal
+
+QUICK, SLOW = 0.1, 2.0
+"""Seconds between two looks into the mailbox: after a letter, and after a while without one."""
+RESTLESS = 30.0
+"""Seconds after which a client with nothing to do announces itself again: a letter may have been lost."""
+STRANGE = 120.0
+"""Seconds a server may not know this client before it gives up; one that was just started knows it a little later."""
+
+
+class Lost(Exception):
+    """The server does not answer; it may be tried again."""
+
+
+class Stranger(Exception):
+    """The server does not let this client in."""
+
+
+class Envelope(Protocol):
+    """A letter in the mailbox, its body not yet fetched."""
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What it says."""
+
+
+class Mailbox(Protocol):
+    """What a station needs of the mailroom; every call may raise `Lost` or `Stranger`."""
+
+    def announce(self) -> None:
+        """This client is here and has nothing to do."""
+
+    def letter(self) -> Any | None:
+        """The next letter; CodecError: it is none."""
+
+    def body(self, letter: Any) -> memoryview:
+        """A letter's body."""
+
+    def done(self, letter: Any) -> None:
+        """The letter may be forgotten."""
+
+    def answer(self, letter: Any, head: dict[str, Any], body: bytes) -> None:
+        """Answer it."""
+
+    def leave(self) -> None:
+        """Say goodbye."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a client makes of a recipe."""
+
+    site: Site
+    marshal: Marshal
+    ready: Callable[[str], Ready]
+    """What it says of itself, given a ticket."""
+    end: Callable[[End, ClientId, memoryview, Path], str]
+    """Takes the final model to itself, into a folder; what it says to a person."""
+
+
+class Versions:
+    """A client's memory by the number of the dispatch that wrote it; the store of a site."""
+
+    def __init__(self, shelves: Mapping[ClientId, OnDisk]) -> None:
+        self.shelves = dict(shelves)
+        self._held: dict[ClientId, int] = {}
+        self.wrote: dict[ClientId, bool] = {}
+
+    def hold(self, client: ClientId, version: int, keep: Sequence[int]) -> None:
+        """Let `version` be the memory; versions beyond it and `keep` go.
+
+        Raises:
+            LookupError: it is not here.
+        """
+        shelf = self.shelves[client]
+        found = shelf.rounds(client)
+        if version and version not in found:
+            raise LookupError(f"version {version:x} of this client's memory")
+        for old in found:
+            if old != version and old not in keep:
+                shelf.drop(client, old)
+        self._held[client] = version
+
+    def open(self, client: ClientId) -> PendingState:
+        """The memory as a task sees it."""
+        version = self._held[client]
+        return PendingState(self.shelves[client].read(client, version) if version else Memory())
+
+    def keep(self, client: ClientId, round: int, state: PendingState) -> None:
+        """What was written becomes version `round`."""
+        self.wrote[client] = bool(state.written)
+        if state.written:
+            self.shelves[client].write(client, round, Memory({**state.memory.entries, **state.written}))
+
+    def commit(self, *rounds: int) -> None:
+        """The server says what to keep with every task."""
+
+    def rewind(self, round: int, search: bool = True) -> None:
+        """The server says which version counts with every task."""
+
+
+class Station:
+    """One client at one server."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        folder: Path,
+        build: Callable[[Recipe, Path], Built],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            mailbox: its way to the server.
+            folder: its own.
+            build: makes what a recipe says, with a folder for it; UserError: it cannot.
+            say: tells a person.
+            clock: seconds.
+        """
+        self.mailbox, self.folder, self._build, self._say, self._clock = mailbox, folder, build, say, clock
+        self.over: str | None = None
+        """How the run ended."""
+        self._announced = False
+        self._trouble = ""
+        self._strange_since: float | None = None
+        self._failures = 0
+        self._last = clock()
+        self._pause = QUICK
+        self._run: str | None = None
+        self._built: Built | None = None
+        self._recipe: Recipe | None = None
+
+    def step(self) -> float:
+        """Do what there is to do; seconds until there may be more.
+
+        Raises:
+            UserError: this client cannot take part.
+        """
+        try:
+            if not self._announced or self._clock() - self._last > RESTLESS:
+                self.mailbox.announce()
+                self._announced, self._last = True, self._clock()
+            letter = self.mailbox.letter()
+            self._well()
+            if letter is None:
+                self._pause = min(SLOW, self._pause * 1.1)
+                return self._pause
+            self._pause = QUICK
+            self._read(letter)
+            self._last = self._clock()
+            return 0.0
+        except Lost as problem:
+            return self._again(f"the server does not answer: {problem}", 10.0)
+        except Stranger as problem:
+            now = self._clock()
+            self._strange_since = now if self._strange_since is None else self._strange_since
+            if now - self._strange_since > STRANGE:
+                raise UserError(f"the server does not let this client in: {problem}") from None
+            return self._again(f"the server does not let this client in: {problem}", 5.0)
+        except CodecError as problem:
+            return self._again(f"the server sent something that is no letter: {problem}", 5.0)
+
+    # -- inside
+
+    def _well(self) -> None:
+        self._failures, self._strange_since = 0, None
+        if self._trouble:
+            self._trouble = ""
+            self._say("the server answers again")
+
+    def _again(self, words: str, most: float) -> float:
+        """Say what is wrong, once; how long to wait before the next try."""
+        self._announced = False
+        self._failures += 1
+        if words != self._trouble:
+            self._trouble = words
+            self._say(f"{words}; trying again until it does")
+        return min(most, 0.2 * 2.0 ** min(self._failures, 8)) * (0.5 + random.random() / 2)
+
+    def _read(self, letter: Any) -> None:
+        said = letters.read_letter(letter.head)
+        match said:
+            case Recipe():
+                self._on_recipe(letter, said)
+            case TaskLetter():
+                self._on_task(letter, said)
+            case Refused():
+                self.mailbox.done(letter)
+                raise UserError(f"the server refuses this client: {said.words}")
+            case End():
+                self._on_end(letter, said)
+
+    def _on_recipe(self, letter: Any, recipe: Recipe) -> None:
+        try:
+            built = self._open(recipe)
+        except UserError as error:
+            self.mailbox.answer(letter, letters.head(Declined(recipe.ticket, _hint(error))), b"")
+            self.mailbox.done(letter)
+            raise
+        atomic.write_text(self._place(recipe.run) / "recipe.json", json.dumps(letters.head(recipe)))
+        self.mailbox.answer(letter, letters.head(built.ready(recipe.ticket)), b"")
+        self.mailbox.done(letter)
+
+    def _open(self, recipe: Recipe) -> Built:
+        known = self._recipe
+        same = known is not None and (known.run, known.text, known.client) == (recipe.run, recipe.text, recipe.client)
+        if self._built is None or not same:
+            place = self._place(recipe.run)
+            place.mkdir(parents=True, exist_ok=True)
+            self._say(f"run {recipe.run}: preparing the model and the data")
+            self._built = self._build(recipe, place)
+        self._recipe, self._run = recipe, recipe.run
+        return self._built
+
+    def _on_task(self, letter: Any, task: TaskLetter) -> None:
+        built = self._remembered(task)
+        if built is None:
+            self.mailbox.answer(letter, letters.head(Wants(task.ticket)), b"")
+            self.mailbox.done(letter)
+            return
+        answer, body = self._said_before(task)
+        if answer is None:
+            data = self.mailbox.body(letter)
+            if letters.digest(data) != task.digest:
+                raise CodecError("a task's message is not what its head says")
+            answer, body = self._do(built, task, bytes(data))
+            self._write(task, answer, body)
+        self.mailbox.answer(
+            letter, letters.head(Answer(task.ticket, answer.summary, answer.missing, answer.wrote)), body
+        )
+        self.mailbox.done(letter)
+
+    def _remembered(self, task: TaskLetter) -> Built | None:
+        """What was built for this run, before a restart too."""
+        if self._built is not None and self._run == task.run:
+            return self._built
+        path = self._place(task.run) / "recipe.json"
+        if not path.exists():
+            return None
+        recipe = letters.read_letter(json.loads(path.read_text()))
+        return self._open(recipe) if isinstance(recipe, Recipe) else None
+
+    def _do(self, built: Built, task: TaskLetter, data: bytes) -> tuple[Answer, bytes]:
+        """Train, score, or whatever it is."""
+        versions = built.site.store
+        assert isinstance(versions, Versions)
+        begun = self._clock()
+        try:
+            down = built.marshal.read_down(task.task, task.round, data)
+            versions.hold(task.client, task.memory, (*task.keep, task.number))
+            reply = next(iter(built.site.run([Dispatch(task.number, task.round, task.client, task.task, down)])))
+            built.site.settle(task.client, task.number, reply.up is not None)
+        except LookupError as error:
+            return self._failed(f"{error} is not in this client's folder; it was removed or is another machine's"), b""
+        except Exception as error:  # whatever it is, the server learns its kind, and this client goes on
+            self._say(traceback.format_exc().rstrip())
+            return self._failed(type(error).__name__ + "; its words are in the client's terminal"), b""
+        self._say(_done(task, reply, self._clock() - begun))
+        wrote = versions.wrote.pop(task.client, False)
+        return Answer("", reply.summary, reply.missing, wrote), built.marshal.up(reply)
+
+    def _failed(self, words: str) -> Answer:
+        self._say(words)
+        return Answer("", Summary(), Missing("failed", words), False)
+
+    def _said_before(self, task: TaskLetter) -> tuple[Answer | None, bytes]:
+        """The last answer, if this is the task it was to."""
+        path = self._place(task.run) / f"answer-{task.client}"
+        if not path.exists():
+            return None, b""
+        head, _, body = path.read_bytes().partition(b"\n")
+        kept = json.loads(head)
+        if (kept["number"], kept["digest"]) != (task.number, task.digest):
+            return None, b""
+        said = letters.read_reply(kept["answer"])
+        return (said, body) if isinstance(said, Answer) else (None, b"")
+
+    def _write(self, task: TaskLetter, answer: Answer, body: bytes) -> None:
+        """Keep an answer before it is given; one that says that something failed may be another one next time."""
+        path = self._place(task.run) / f"answer-{task.client}"
+        if answer.missing is not None:
+            return
+        head = {"number": task.number, "digest": task.digest, "answer": letters.head(answer)}
+        atomic.write_bytes(path, json.dumps(head).encode() + b"\n" + body)
+
+    def _on_end(self, letter: Any, end: End) -> None:
+        words = f"the run is {end.status.replace('_', ' ')} after {end.round} rounds"
+        if self._built is not None and self._recipe is not None and self._run == end.run:
+            data = self.mailbox.body(letter)
+            if data:
+                words += "; " + self._built.end(end, self._recipe.client, data, self._place(end.run))
+        self.mailbox.answer(letter, letters.head(Seen(end.ticket)), b"")
+        self.mailbox.done(letter)
+        self.over = words
+
+    def _place(self, run: str) -> Path:
+        """The folder of a run.
+
+        Raises:
+            CodecError: its name is none.
+        """
+        if not run or run.startswith(".") or not all(c.isalnum() or c in "-_." for c in run):
+            raise CodecError(f"a run cannot be named {run[:40]!r}")
+        return self.folder / "runs" / run
+
+
+def serve(stations: Sequence[Station], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Let all of them work until their runs are over.
+
+    Raises:
+        UserError: one of them cannot take part.
+    """
+    due = dict.fromkeys(range(len(stations)), 0.0)
+    while due:
+        for i, when in list(due.items()):
+            if time.monotonic() < when:
+                continue
+            pause = stations[i].step()
+            if stations[i].over is not None:
+                del due[i]
+            else:
+                due[i] = time.monotonic() + pause
+        if due:
+            sleep(max(0.0, min(due.values()) - time.monotonic()))
+
+
+def _hint(error: UserError) -> str:
+    """What the server may know of a mistake here: its first sentence names settings, not text."""
+    return " ".join(str(error).split())[:300]
+
+
+def _done(task: TaskLetter, reply: Reply, seconds: float) -> str:
+    if reply.missing is not None:
+        return f"round {task.round + 1}, {task.task}: {reply.missing.reason}, {reply.missing.detail}"
+    trained, loss = reply.summary.steps, reply.summary.loss
+    if not trained:
+        return f"after round {task.round}, {task.task}: {seconds:.1f} s"
+    return f"round {task.round + 1}, {task.task}: {trained} steps" + (
+        f", loss {loss:.3f}, {seconds:.1f} s" if loss is not None else f", {seconds:.1f} s"
+    )
