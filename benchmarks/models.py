@@ -20,10 +20,13 @@ logging.disable_progress_bar()
 PAD, END, LONGEST = 0, 1, 256
 STEPS = {"tiny": 10, "small": 4, "micro": 2}
 """Local steps of a client-round."""
-SIZES = {"micro": (261, 32, 64, 2, 2), "tiny": (2048, 256, 688, 4, 4), "small": (8192, 512, 1376, 12, 8)}
+SIZES = {
+    "micro": (261, 32, 64, 2, 2), "tiny": (2048, 256, 688, 4, 4), "small": (8192, 512, 1376, 12, 8),
+    "wide": (2048, 1024, 4096, 4, 8),
+}  # fmt: skip
 PARTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SHAPES = {kind: dict(zip(PARTS, sizes, strict=True)) for kind, sizes in SIZES.items()}
-"""micro is for trying a script; tiny has 4.2 million parameters, small 46 million."""
+"""micro is for trying a script; tiny has 4.2 million parameters, small 46 million; wide, 71 million, holds large adapters."""
 QUERY_VALUE = ("q_proj", "v_proj")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

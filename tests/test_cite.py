@@ -97,7 +97,7 @@ def test_server_optimisers_metrics_templates_and_sources_are_all_known():
 
 
 def test_every_paper_is_used_and_every_use_has_its_paper():
-    tables = [*SECTIONS.values(), uses.SERVERS, uses.METRICS, uses.TEMPLATES, uses.SOURCES]
+    tables = [*SECTIONS.values(), uses.SERVERS, uses.ENCODINGS, uses.METRICS, uses.TEMPLATES, uses.SOURCES]
     used = {key for table in tables for papers in table.values() for key in papers}
     assert used | {"guo2024fedsa", "kalajdzievski2023rslora", "sun2024ffa"} == PAPERS.keys()
     places = [place for _, _, _, place in PAPERS.values()]

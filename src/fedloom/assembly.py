@@ -152,6 +152,13 @@ class Parts:
         """Which engine trains, in words."""
         return "each client's own" if self.chosen is None else self.chosen.words
 
+    @property
+    def computing(self) -> tuple[str, str]:
+        """Device and number format of the base, in words."""
+        if self.base.skeleton:
+            return "its own machine", self.config.model.dtype
+        return str(self.base.device), str(self.base.dtype).removeprefix("torch.")
+
     def site(self, store: Memories) -> Site:
         """The clients' side, with their memories."""
         if self.chosen is None:

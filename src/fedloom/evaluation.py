@@ -7,7 +7,7 @@ Evaluation is a task like any other: it runs where the rows are, in every runtim
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from fedloom import rng
 from fedloom.aggregate.rules import Gather
@@ -20,6 +20,8 @@ from fedloom.runtime.client import LocalClient
 from fedloom.runtime.federation import Hub
 
 GLOBAL = "global"
+MOST: Final = 10**15
+"""Rows or tokens of one client, beyond belief."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,16 @@ class Handing:
         return Own(await self.algorithm.personal(down, client))
 
 
+def plausible(client: ClientId, up: Scored) -> str | None:
+    """Why a client's scores cannot be true, or None; counts that no float holds could not even be added up."""
+    s = up.scores
+    if not all(0 <= count <= MOST for count in (s.examples, s.tokens, s.answered, s.exact)):
+        return f"it counts what cannot be counted: {s.examples:.6g} rows, {s.tokens:.6g} tokens"
+    if s.exact > s.answered or not 0 <= s.rouge <= s.answered * (1 + 1e-9):
+        return f"of {s.answered} answers, {s.exact} are said to be right and ROUGE-L to sum to {s.rouge:g}"
+    return None
+
+
 class Evaluator:
     """The server's half: whom to ask, and the summary."""
 
@@ -113,7 +125,7 @@ class Evaluator:
         return summary
 
     def _ask(self, task: Any, model: Model, to: Sequence[ClientId]) -> dict[str, Scores]:
-        got = self.hub.survey(task, lambda _: model, to, Gather())
+        got = self.hub.survey(task, lambda _: model, to, Gather(), plausible)
         scores = [value for value, _ in got.value.scores] if got.clients else []
         return {self.hub.profile(i).name: s for i, s in zip(got.clients, scores, strict=True)}
 

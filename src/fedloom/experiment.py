@@ -207,7 +207,7 @@ class Session:
         self.events(
             RunStarted(
                 config.run.name, str(self.path), config.algorithm.name, config.model.name, parts.engine,
-                str(parts.base.device), str(parts.base.dtype).removeprefix("torch."), parts.base.parameters,
+                *parts.computing, parts.base.parameters,
                 parts.adapted.layout.size, len(parts.data.clients), parts.cohort, config.federation.rounds,
                 self.progress.round,
             )

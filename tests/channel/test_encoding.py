@@ -16,7 +16,10 @@ from fedloom.channel.config import ChannelConfig
 from fedloom.channel.encoding import MEMORY, Encoding, stages
 from fedloom.channel.packing import pack, unpack
 from fedloom.contracts import ClientFailed, Message, Weighted
+from fedloom.rounds import advance
 from fedloom.runtime.store import Memory, PendingState
+from seam.quadratic import World
+from seam.table import made
 
 P = 600
 
@@ -167,6 +170,21 @@ def test_without_feedback_nothing_is_remembered():
         who = Who()
         sent(stage, Up(weight=1.0, y=numbers(P)), Down(numbers(P)), who)
         assert who.state.written == {}
+
+
+def test_over_many_rounds_differences_and_feedback_keep_the_run_near_the_one_without_encoding(monkeypatch):
+    """Least squares, 60 rounds: each of the two choices takes more than half of what is left of the error."""
+
+    def end(*chain: Encoding, cohort: int = 5) -> Tensor:
+        row = made(World(cohort=cohort), "fedavg")
+        hub = row.world.hub(row.algorithm, stages=chain)
+        return advance(row.algorithm, row.algorithm.init(row.world.start()), hub, 60, retries=0).x
+
+    whole = end()
+    off = {feedback: float((end(Encoding("int8", feedback)) - whole).norm()) for feedback in (False, True)}
+    monkeypatch.setattr("fedloom.channel.encoding._TRIED", 0)
+    plain = float((end(INT8) - whole).norm())
+    assert off[True] < off[False] / 2 < plain / 20
 
 
 # -- what cannot be sent

@@ -21,8 +21,7 @@ def free_port() -> int:
     """A port nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def write_rows(folder: Path, names: Sequence[str], rows: int) -> None:
@@ -71,8 +70,7 @@ class Federation:
     def wait(self, seconds: float = 240) -> int:
         """Until the server has ended; its exit code."""
         assert self.server is not None
-        code = self.server.wait(timeout=seconds)
-        return code
+        return self.server.wait(timeout=seconds)
 
     def rounds(self) -> int:
         """Rounds the server has a checkpoint of."""

@@ -158,6 +158,27 @@ def test_the_servers_own_worker_is_no_member(board):
     assert board.picture()["replies"] == {"asked": 2, "came": 1}
 
 
+def test_last_seen_is_when_something_came(board, clock):
+    clock.now += 5
+    board.member("north", number=0, bytes_down=10, bytes_up=0)  # told every second, whatever happens
+    assert member(board, "north")["seen"] == 1000.0
+    board.member("north", bytes_up=20)
+    assert member(board, "north")["seen"] == 1005.0
+    clock.now += 5
+    board.member("north", state="away")
+    assert member(board, "north")["seen"] == 1005.0
+    board.member("north", state="joined")
+    assert member(board, "north")["seen"] == 1010.0
+    board.member("north", state="joined", seen=900.0)
+    assert member(board, "north")["seen"] == 900.0
+
+
+def test_waiting_may_be_told_again_and_again(board, clock, writes):
+    for _ in range(20):
+        board.waiting(3)
+    assert [one["phase"] for one in writes] == ["waiting"]
+
+
 def test_members_come_late_and_go(board):
     board.member("west")
     board.forget("north")
@@ -246,6 +267,7 @@ def test_the_thread_writes_what_was_held_back(tmp_path):
         (None, "stopped: the server was closed"),
         (KeyboardInterrupt(), "stopped: from the keyboard"),
         (RunStopped("round 3 failed twice"), "stopped: round 3 failed twice"),
+        (RunStopped("stopped, as asked"), "stopped: as asked"),
         (ValueError("/secret/of a client"), "stopped: an error (ValueError); see the server's own output"),
     ],
 )

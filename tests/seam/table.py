@@ -118,9 +118,7 @@ def rows() -> dict[str, Row]:
         "scaffold-int8": staged("scaffold", INT8),
         "fedbuff-int8": staged("fedbuff", INT8, buffer=2),
         "ditto-fp16": staged("ditto", Encoding("fp16")),
-        "flexlora-int8": replace(
-            made(MIXED, "fedavg", space={"name": "products"}), stages=(Encoding("int8"),)
-        ),
+        "flexlora-int8": replace(made(MIXED, "fedavg", space={"name": "products"}), stages=(Encoding("int8"),)),
         "toy-model-diff-rate": Row(pages.ModelDiffRate()),
         "toy-seeds-and-scalars": Row(pages.SeedsAndScalars(World().start())),
         "toy-logits-only": Row(pages.LogitsOnly(), learns=False),

@@ -179,8 +179,10 @@ class Picked(ByCoordinate):
         Raises:
             ValueError, TypeError: as in `ByCoordinate`, or it cannot be compared with the point.
         """
-        alike(self.form(only_vectors(value, self.name)), self.form(self.point))
-        return super().add(acc, value, weight)
+        vector = only_vectors(value, self.name)
+        if not acc.values:  # all others must look like the first
+            alike(self.form(vector), self.form(self.point))
+        return super().add(acc, vector, weight)
 
     def finish(self, acc: Gathered) -> Any:
         """The vector.

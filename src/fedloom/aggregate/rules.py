@@ -44,7 +44,7 @@ class Total:
         """Add weight * value.
 
         Raises:
-            ValueError: a tensor of another shape than those before.
+            ValueError: a tensor of another shape or format than those before.
         """
         if isinstance(value, Tensor):
             if self.value is None:
@@ -54,6 +54,8 @@ class Total:
                     f"a reply of shape {tuple(value.shape)} cannot be added to one of "
                     f"{tuple(getattr(self.value, 'shape', ()))}; clients of different layouts need another space"
                 )
+            if value.dtype != self.dtype:
+                raise ValueError(f"a reply of {value.dtype} cannot be added to one of {self.dtype}; all must be alike")
             add_scaled(self.value, value, weight)
         else:
             if isinstance(self.value, Tensor):

@@ -80,6 +80,8 @@ def alike(term: Term, like: Term) -> None:
         TypeError: it holds whole numbers.
     """
     parts = _parts(term)
+    if isinstance(term, Tensor) != isinstance(like, Tensor):
+        raise ValueError("a vector and products of factors cannot be compared; both must come from the same space")
     for part in parts:
         if not part.is_floating_point():
             raise TypeError(f"a tensor of {part.dtype} cannot hold a mean; send it as float")

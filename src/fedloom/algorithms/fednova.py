@@ -16,7 +16,7 @@ from fedloom.aggregate.rules import Mean
 from fedloom.aggregate.server import Momenta, ServerSgd
 from fedloom.algorithms.fitting import vectors
 from fedloom.algorithms.watching import Watch
-from fedloom.contracts import Client, ClientFailed, Federation, Message, Model, Needs, Rule, Weighted
+from fedloom.contracts import Client, ClientFailed, ClientId, Federation, Fits, Message, Model, Needs, Rule, Weighted
 from fedloom.params import Params
 
 
@@ -79,12 +79,21 @@ class FedNova:
         """One round of the server."""
         watch = Watch()
         rules: dict[str, Rule] = {"d": watch.rule(Mean()), "tau": Mean()}
-        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, vectors(d=s.x))
+        got = fed.collect(self.local, lambda _: Start(s.x), fed.cohort(), rules, self.fits(s))
         watch.note(fed, torch.zeros_like(s.x))
         moved = s.x + got.value.tau * got.value.d
         x, memory = self.server.step(s.x, moved, s.memory)
         assert isinstance(x, Tensor)
         return State(x, memory)
+
+    def fits(self, s: State) -> Fits:
+        """Whether a way fits, and was made of something: a count below 0 would turn the whole round about."""
+        shape = vectors(d=s.x)
+
+        def fits(client: ClientId, up: Result) -> str | None:
+            return shape(client, up) if up.tau > 0 else f"it says that {up.tau:g} gradients count; they are more than 0"
+
+        return fits
 
     def model(self, s: State) -> Model:
         """The shared weights."""

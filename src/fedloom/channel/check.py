@@ -38,6 +38,8 @@ def fault(up: Message, hidden: bool = False, limits: Limits = NO_LIMITS) -> Miss
     if hidden:
         return None
     if isinstance(up, Weighted):
+        if not isinstance(up.weight, int | float):
+            return Missing("refused", f"its weight is no number but {type(up.weight).__name__}")
         if up.weight < 0:
             return Missing("refused", f"weight {up.weight} is negative")
         if up.weight == 0:

@@ -17,6 +17,7 @@ from fedloom.cite.uses import (
     ADAPTERS,
     ALGORITHMS,
     ATTACKS,
+    ENCODINGS,
     METRICS,
     NOT_FACTORS,
     PARTITIONS,
@@ -130,6 +131,7 @@ def _uses(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
     elif server.momentum:
         kind = "nesterov" if server.nesterov else "momentum"
         yield f"aggregate.server_optimizer.{kind}", SERVERS[kind]
+    yield f"channel.encoding={config.channel.encoding}", ENCODINGS[config.channel.encoding]
     yield f"attack={config.attack.name}", ATTACKS[config.attack.name]
     yield f"federation.sampling={config.federation.sampling.name}", SAMPLINGS[config.federation.sampling.name]
     yield f"adapter={adapter.kind}", ADAPTERS[adapter.kind]

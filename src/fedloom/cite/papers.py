@@ -16,6 +16,15 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
         "Karimireddy, Sai Praneeth and others", 2020,
         "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", "1910.06378",
     ),
+    "karimireddy2019feedback": (
+        "Karimireddy, Sai Praneeth and others", 2019,
+        "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", "1901.09847",
+    ),
+    "seide2014onebit": (
+        "Seide, Frank and others", 2014,
+        "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed Training of Speech DNNs",
+        "https://www.isca-archive.org/interspeech_2014/seide14_interspeech.html",
+    ),
     "wang2020fednova": (
         "Wang, Jianyu and others", 2020,
         "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", "2007.07481",

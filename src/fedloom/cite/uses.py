@@ -54,6 +54,7 @@ SERVERS: Final[Table] = {
     "yogi": ("reddi2021adaptive",),
     "adam": ("reddi2021adaptive",),
 }
+ENCODINGS: Final[Table] = {"fp32": (), "fp16": (), "int8": ("seide2014onebit", "karimireddy2019feedback")}
 ATTACKS: Final[Table] = {
     "none": (),
     "sign_flip": ("li2019rsa",),

@@ -1,5 +1,6 @@
 """The commands of a deployment: server, invite, revoke, client, status, stop, deploy-check."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -61,6 +62,8 @@ def server(
     def say(words: str) -> None:
         if not as_json:
             typer.echo(words)
+
+    _end_on_sigterm()
 
     def train(sinks: list[Callable[..., None]]) -> object:
         return Server(config, folder, say, sinks, new, None if status_port < 0 else status_port).go()
@@ -139,6 +142,7 @@ def client(
     def say(name: str, words: str) -> None:
         typer.echo(f"{name}: {words}" if many and name else words)
 
+    _end_on_sigterm()
     for place in places:
         say(place.join.name, f"{place.join.name} connects to {', '.join(place.join.addresses)}; Ctrl-C leaves")
     take_part(places, settings or [], say)
@@ -188,6 +192,11 @@ def deploy_check(
         raise typer.Exit(code)
 
 
+def _end_on_sigterm() -> None:
+    """Let a service manager's request to end be what Ctrl-C is: say goodbye, keep what was reached."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+
+
 def _needed() -> None:
     """Raise a UserError where Flower is not installed."""
     from importlib.util import find_spec
@@ -220,7 +229,7 @@ def _home(
         return home
     home = Home.open(path)
     where = home.settings
-    if (host or where.host, port or where.port) != (where.host, where.port) or insecure == home.secure:
+    if (host or where.host, port or where.port) != (where.host, where.port) or (insecure and home.secure):
         raise UserError(
             f"{path} was made for {where.host}:{where.port}"
             + ("" if home.secure else ", without TLS")

@@ -107,13 +107,16 @@ class Board:
             self._write()
 
     def member(self, name: str, **changes: Unpack[Changes]) -> None:
-        """Something about one client: its state, when it was heard of (`seen`, else now), bytes in all."""
+        """Something about one client. Without `seen`, it was heard of now if a state of one that is here is told, or
+        more bytes came from it.
+        """
         with self._lock:
             one = self._members.setdefault(name, Member(name))
             before = one.state
+            heard = "state" in changes or changes.get("bytes_up", 0) > one.bytes_up
             for key, value in changes.items():
                 setattr(one, key, clean(value) if isinstance(value, str) else value)
-            if "seen" not in changes and one.state in _HERE:
+            if heard and "seen" not in changes and one.state in _HERE:
                 one.seen = self._clock()
             if before == "working" and one.state == "idle" and one.number in self._asked:
                 self._answered.add(one.number)
@@ -130,11 +133,12 @@ class Board:
             self._write()
 
     def waiting(self, wanted: int | None) -> None:
-        """So many clients must be there before it goes on; None: they are."""
+        """So many clients must be there before it goes on; None: they are. May be told again and again."""
         with self._lock:
-            self._wanted = wanted
-            self._due()
-        self._write()
+            new, self._wanted = wanted != self._wanted, wanted
+            due = new and self._due(at_once=True)
+        if due:
+            self._write()
 
     def stopped(self, why: str) -> None:
         """The server ends before the run does; `why` completes "stopped: ..."."""

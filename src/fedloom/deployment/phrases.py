@@ -53,7 +53,8 @@ def doing(picture: Picture) -> str:
             return f"{picture['why'] or 'finished'} after round {behind}"
         case _:
             after = f"stopped after round {behind}" if rounds else "stopped"
-            return f"{after}: {picture['why']}" if picture["why"] else after
+            why = picture["why"].removeprefix("stopped, ")
+            return f"{after}: {why}" if why else after
 
 
 def rows(picture: Picture, now: float) -> list[Row]:

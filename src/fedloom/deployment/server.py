@@ -66,6 +66,7 @@ class Server:
     nodes: dict[str, int] = field(init=False, default_factory=dict)
     """Node by name, of everybody who may come in."""
     keys: dict[str, str] = field(init=False, default_factory=dict)
+    remote: Remote | None = field(init=False, default=None)
     halting: bool = field(init=False, default=False)
     waiting: bool = field(init=False, default=True)
 
@@ -132,7 +133,7 @@ class Server:
         if begun is None:
             atomic.write_text(path / MEMBERS, json.dumps(names))
             self.home.begin(CurrentRun(path, config_fingerprint(self.config)))
-        remote = self._remote(parts, path, names)
+        remote = self.remote = self._remote(parts, path, names)
         env = RunFolder(path).env()
         self._join(parts, remote, path, env)
         session = Session(parts, path, [self.board, *self.sinks], saved, Alone(), remote, lambda: self.halting)
@@ -145,6 +146,8 @@ class Server:
     def _greet(self, begun: Path | None) -> None:
         """Say what a person must know, and wait until enough clients are here."""
         where, wanted = self.home.settings, self.config.deploy.clients or 1
+        for words in agreed.unused(self.config):
+            self.say(words)
         if self.page_port is not None:
             self.say(f"status page: {page.serve(self.board, self.page_port)}")
         self.say(
@@ -211,10 +214,8 @@ class Server:
         self.board.waiting(None)
         for client, seat in zip(parts.data.clients, remote.seats, strict=True):
             client.sizes = {split: int(seat.rows.get(split, 0)) for split in client.sizes}
-        known = self.agreement.known
         if "agreed" not in env:
-            more = {"agreed": known, "template": known.get("template", ""), "base": known.get("base", "")}
-            atomic.write_text(path / "env.json", json.dumps({**env, **more}, indent=1))
+            atomic.write_text(path / "env.json", json.dumps({**env, "agreed": self.agreement.known}, indent=1))
 
     def _farewell(self, parts: Parts, remote: Remote, run: Run, session: Session) -> None:
         """Give clients the model, and let them go."""
@@ -232,6 +233,8 @@ class Server:
         """
         self.mailroom.check()
         self._enrol()
+        for number, seat in enumerate(self.remote.seats if self.remote is not None else ()):
+            self.board.member(seat.name, number=number, bytes_down=seat.down, bytes_up=seat.up)
         if not self.halting and (self.home.path / STOP).exists():
             self.halting = True
         if self.halting and self.waiting:
@@ -248,6 +251,7 @@ class Server:
             if name not in self.keys:
                 self.nodes[name] = self.post.register(public.encode())
                 self.keys[name] = public
+                self.board.member(name, state="invited")
 
     def _note(self, event: Event) -> None:
         self.board(event)

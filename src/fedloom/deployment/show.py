@@ -42,6 +42,7 @@ def status(home: Path, now: float | None = None) -> str:
     if picture is None:
         return f"no server has run with the folder {home} yet; start one: fedloom server RECIPE --home {home}"
     now = time.time() if now is None else now
+    picture["stop_asked"] = picture["stop_asked"] or (home / STOP).exists()
     parts = [headline(picture, now), *_run(picture)]
     if picture["members"]:
         parts += ["", _members(picture, now)]
@@ -105,7 +106,7 @@ def _ended(home: Path, picture: Picture) -> str:
     end = time.monotonic() + _EXIT
     while _exists(picture) and time.monotonic() < end:
         time.sleep(_POLL)
-    tail = f"; {_AGAIN}" if picture["phase"] == "stopped" else ""
+    tail = f"; {_AGAIN}" if picture["phase"] == "stopped" and "the same command" not in picture["words"] else ""
     return f"{picture['words']}{tail}"
 
 

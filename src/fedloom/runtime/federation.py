@@ -216,12 +216,17 @@ class Hub:
         return self._receive(dispatches, rule, None, self.round + 1, self._min_replies, fits)
 
     def survey(
-        self, task: Task[Any, Any], down: Callable[[ClientId], Message], to: Sequence[ClientId], rule: Rules
+        self,
+        task: Task[Any, Any],
+        down: Callable[[ClientId], Message],
+        to: Sequence[ClientId],
+        rule: Rules,
+        fits: Fits | None = None,
     ) -> Got:
         """A collect between rounds (evaluation, export): any number of replies will do, no traffic is counted."""
         traffic, self.traffic = self.traffic, Traffic()
         try:
-            return self._receive(self._dispatches(task, down, to), rule, None, self.round, 0)
+            return self._receive(self._dispatches(task, down, to), rule, None, self.round, 0, fits)
         finally:
             self.traffic = traffic
 

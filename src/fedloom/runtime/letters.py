@@ -150,7 +150,9 @@ def digest(data: bytes | memoryview) -> str:
 
 
 def _read(kinds: dict[str, Any], head: dict[str, Any]) -> Any:
-    kind = kinds.get(str(head.get("what")))
+    what = head.get("what")
+    kind = kinds.get(what) if isinstance(what, str) else None
     if kind is None:
-        raise CodecError(f"a letter of kind {str(head.get('what'))[:40]!r} means nothing here")
+        found = repr(what[:40]) if isinstance(what, str) else type(what).__name__
+        raise CodecError(f"a letter of kind {found} means nothing here")
     return joined(kind, {name: value for name, value in head.items() if name != "what"})

@@ -36,6 +36,10 @@ NOTICED = 20.0
 """Seconds after its last sign of life the mailroom takes to list a client no more."""
 GRACE = 5.0
 """Seconds a client may not be listed while it announces itself anew."""
+MOST = 1 << 50
+"""What a client may count in one task."""
+WORDS = 500
+"""Letters of what a client says in words."""
 MARGIN = 600.0
 """Seconds a letter lies in the mailroom longer than anybody waits for its answer."""
 
@@ -107,6 +111,7 @@ class Remote:
         """Letters nobody waits for any more, and until when the mailroom keeps them."""
         self._memories: dict[ClientId, int] = {}
         self._safe: dict[int, Mapping[ClientId, int]] = {}
+        self._marked: Mapping[ClientId, int] = {}
         self._wrote: dict[ClientId, int] = {}
 
     # -- what the hub uses
@@ -142,7 +147,8 @@ class Remote:
         """Nothing: the pointers come back with the federation's state."""
 
     def memories(self) -> Mapping[ClientId, int]:
-        """Where the pointers are, for a checkpoint."""
+        """Where the pointers are, for a checkpoint or for another try of a round; what they point to is kept."""
+        self._marked = dict(self._memories)
         return dict(self._memories)
 
     def recall(self, memories: Mapping[ClientId, int]) -> None:
@@ -200,9 +206,9 @@ class Remote:
                 seat.asked = Asked(partial(self._end, client, status, round), body)
                 self._send(seat, seat.asked)
         end = self._clock() + seconds
-        while any(seat.asked is not None and seat.asked.answer is None for seat in there) and self._clock() < end:
-            self._collect()
+        while any(seat.asked is not None and seat.asked.tickets for seat in there) and self._clock() < end:
             self._sleep(QUICK)
+            self._collect()
         for seat in there:
             if seat.asked is not None and seat.asked.answer is not None:
                 self.post.drop(seat.asked.answer)
@@ -216,7 +222,8 @@ class Remote:
     def _task(self, dispatch: Dispatch) -> Callable[[str], Letter]:
         client, digest = dispatch.client, letters.digest(self.marshal.down(dispatch))
         memory = self._memories.get(client, 0)
-        keep = tuple(sorted({safe[client] for safe in self._safe.values() if client in safe} - {memory}))
+        safe = [known[client] for known in (*self._safe.values(), self._marked) if client in known]
+        keep = tuple(sorted({*safe} - {memory}))
         return lambda ticket: TaskLetter(
             self.run, ticket, dispatch.number, dispatch.round, client, dispatch.task, digest, memory, keep
         )
@@ -226,6 +233,7 @@ class Remote:
         ticket = secrets.token_hex(16)
         id = self.post.send(seat.node, letters.head(asked.letter(ticket)), asked.body, self._ttl)
         asked.stamp = seat.stamp
+        seat.down += len(asked.body)
         if id:
             asked.tickets[id] = ticket
 
@@ -262,6 +270,7 @@ class Remote:
         answer, asked.answer = asked.answer, None
         try:
             said, body = self._opened(answer, asked.ticket)
+            seat.up += len(body)
             if isinstance(said, Wants):
                 seat.ready, seat.joining, asked.stamp = False, None, None
                 return None
@@ -269,11 +278,19 @@ class Remote:
                 raise CodecError(f"{type(said).__name__} is no answer to a task")
             up = None if said.missing is not None else self.marshal.read_up(bytes(body), dispatch)
         except ValueError as error:
+            if self._came_back(seat, asked):
+                return None
             return self._over(seat, Reply(dispatch, None, Missing("refused", f"unreadable: {error}"), Summary(), 0))
         if up is not None and said.wrote:
             self._wrote[dispatch.client] = dispatch.number
         bytes_up = 0 if up is None else size(up)
-        return self._over(seat, Reply(dispatch, up, said.missing, _sane(said.summary), bytes_up))
+        return self._over(seat, Reply(dispatch, up, _tamed(said.missing), _sane(said.summary), bytes_up))
+
+    def _came_back(self, seat: Seat, asked: Asked) -> bool:
+        """Whether who sent what cannot be read ended while it did so: it is, or will be, asked again."""
+        stamp = asked.stamp
+        self._look(now=True)
+        return asked.stamp != stamp or seat.left is not None
 
     def _over(self, seat: Seat, reply: Reply) -> Reply:
         """The client has nothing to do any more."""
@@ -286,7 +303,7 @@ class Remote:
     def _opened(self, answer: Any, ticket: str) -> tuple[letters.Reply, memoryview]:
         head, body = self.post.open(answer)
         said = letters.read_reply(head)
-        if not secrets.compare_digest(said.ticket, ticket):
+        if not secrets.compare_digest(said.ticket.encode(), ticket.encode()):
             raise CodecError("it answers another letter")
         return said, body
 
@@ -312,18 +329,24 @@ class Remote:
 
     def _meet(self, client: ClientId, seat: Seat, stamp: str | None) -> None:
         """Note that a client is here or not; tell it the recipe; ask it again where that is due."""
-        if stamp is None or seat.stamp is None:
-            seat.left = (self._clock() if seat.left is None else seat.left) if stamp is None else None
-            if stamp != seat.stamp:
-                self._told(seat.name, "away" if stamp is None else "joined", "")
-        seat.stamp = stamp
-        if stamp is None or seat.refused is not None:
+        if stamp is None:
+            seat.left = self._clock() if seat.left is None else seat.left
+            if seat.stamp is not None and self._clock() - seat.left > GRACE:
+                seat.stamp = None
+                self._told(seat.name, "away", "")
             return
+        if seat.stamp is None:
+            self._told(seat.name, "joined", "")
+        seat.stamp, seat.left = stamp, None
+        if seat.refused is not None:
+            if seat.joining is None or seat.joining.stamp == stamp:
+                return
+            seat.refused = seat.joining = None  # it was started again: perhaps its owner mended what was wrong
         if seat.late is not None and seat.late.stamp != stamp:  # whoever announces itself has nothing to do
             self._let_go(seat.late)
             seat.late = None
         if not seat.ready:
-            if seat.joining is None or seat.joining.stamp != stamp:
+            if seat.joining is None or seat.joining.stamp != stamp or not seat.joining.tickets:
                 seat.joining = seat.joining or Asked(lambda ticket: self._recipe(client, ticket), b"")
                 self._send(seat, seat.joining)
             return
@@ -341,12 +364,12 @@ class Remote:
             for id in asked.tickets
         }
         for answer in self.post.arrived(sorted([*awaited, *self._stale])):
-            if answer.ask not in awaited:
-                del self._stale[answer.ask]
+            seat, asked = awaited.get(answer.ask, (None, None))
+            ticket = None if asked is None else asked.tickets.pop(answer.ask, None)
+            if seat is None or asked is None or ticket is None:  # nobody waits for it; perhaps since the one before it
+                self._stale.pop(answer.ask, None)
                 self._drop(answer)
                 continue
-            seat, asked = awaited[answer.ask]
-            ticket = asked.tickets.pop(answer.ask)
             if answer.error is not None:  # the mailroom gave the letter up; it is sent again when the client is here
                 continue
             if asked is seat.joining:
@@ -380,6 +403,7 @@ class Remote:
             self.post.send(seat.node, letters.head(refusal), b"", self._ttl)
         else:
             words = said.words if isinstance(said, Declined) else f"{type(said).__name__} is no answer to a recipe"
+            words = _tame(words)
         seat.refused = words
         self._told(seat.name, "refused", words)
         self._events(Noted(f"{seat.name} cannot take part: {words}", "warning"))
@@ -394,5 +418,15 @@ class Remote:
 
 
 def _sane(summary: Summary) -> Summary:
-    """A client's numbers about itself, for logs: none of them negative."""
-    return summary if min(summary.steps, summary.skipped, summary.examples, summary.tokens) >= 0 else Summary()
+    """A client's numbers about itself, for logs: none of them negative, nor more than can be added up."""
+    counts = (summary.steps, summary.skipped, summary.examples, summary.tokens)
+    return summary if min(counts) >= 0 and max(counts) < MOST else Summary()
+
+
+def _tamed(missing: Missing | None) -> Missing | None:
+    return None if missing is None else Missing(missing.reason, _tame(missing.detail))
+
+
+def _tame(words: str) -> str:
+    """A client's words for logs and terminals: not endless, and nothing a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in words[:WORDS])

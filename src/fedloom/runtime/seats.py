@@ -46,6 +46,10 @@ class Seat:
     late: Asked | None = None
     """A task it may still work on, whose answer does not count any more."""
     rows: Mapping[str, int] = field(default_factory=dict)
+    down: int = 0
+    """Bytes of all bodies it was sent."""
+    up: int = 0
+    """Bytes of all bodies it sent, whether they counted or not."""
 
     @property
     def here(self) -> bool:

@@ -11,6 +11,7 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,8 @@ QUICK, SLOW = 0.1, 2.0
 """Seconds between two looks into the mailbox: after a letter, and after a while without one."""
 RESTLESS = 30.0
 """Seconds after which a client with nothing to do announces itself again: a letter may have been lost."""
+JITTER = random.SystemRandom()
+"""Many clients that lost the same server do not come back at the same moment."""
 STRANGE = 120.0
 """Seconds a server may not know this client before it gives up; one that was just started knows it a little later."""
 
@@ -106,6 +109,10 @@ class Versions:
                 shelf.drop(client, old)
         self._held[client] = version
 
+    def has(self, client: ClientId, version: int) -> bool:
+        """Whether that version is here."""
+        return version in self.shelves[client].rounds(client)
+
     def open(self, client: ClientId) -> PendingState:
         """The memory as a task sees it."""
         version = self._held[client]
@@ -164,12 +171,13 @@ class Station:
             UserError: this client cannot take part.
         """
         try:
-            if not self._announced or self._clock() - self._last > RESTLESS:
-                self.mailbox.announce()
-                self._announced, self._last = True, self._clock()
+            if not self._announced:
+                self._announce()
             letter = self.mailbox.letter()
             self._well()
             if letter is None:
+                if self._clock() - self._last > RESTLESS:
+                    self._announce()
                 self._pause = min(SLOW, self._pause * 1.1)
                 return self._pause
             self._pause = QUICK
@@ -177,17 +185,21 @@ class Station:
             self._last = self._clock()
             return 0.0
         except Lost as problem:
-            return self._again(f"the server does not answer: {problem}", 10.0)
+            return self._again("the server does not answer", problem, 10.0)
         except Stranger as problem:
             now = self._clock()
             self._strange_since = now if self._strange_since is None else self._strange_since
             if now - self._strange_since > STRANGE:
                 raise UserError(f"the server does not let this client in: {problem}") from None
-            return self._again(f"the server does not let this client in: {problem}", 5.0)
+            return self._again("the server does not let this client in", problem, 5.0)
         except CodecError as problem:
-            return self._again(f"the server sent something that is no letter: {problem}", 5.0)
+            return self._again("the server sent something that is no letter", problem, 5.0)
 
     # -- inside
+
+    def _announce(self) -> None:
+        self.mailbox.announce()
+        self._announced, self._last = True, self._clock()
 
     def _well(self) -> None:
         self._failures, self._strange_since = 0, None
@@ -195,14 +207,14 @@ class Station:
             self._trouble = ""
             self._say("the server answers again")
 
-    def _again(self, words: str, most: float) -> float:
+    def _again(self, trouble: str, problem: Exception, most: float) -> float:
         """Say what is wrong, once; how long to wait before the next try."""
         self._announced = False
         self._failures += 1
-        if words != self._trouble:
-            self._trouble = words
-            self._say(f"{words}; trying again until it does")
-        return min(most, 0.2 * 2.0 ** min(self._failures, 8)) * (0.5 + random.random() / 2)
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._say(f"{trouble} ({problem}); trying again until it does")
+        return min(most, 0.2 * 2.0 ** min(self._failures, 8)) * (0.5 + JITTER.random() / 2)
 
     def _read(self, letter: Any) -> None:
         said = letters.read_letter(letter.head)
@@ -218,13 +230,17 @@ class Station:
                 self._on_end(letter, said)
 
     def _on_recipe(self, letter: Any, recipe: Recipe) -> None:
+        place = self._place(recipe.run)
+        if not 0 <= recipe.client < recipe.clients:
+            raise CodecError(f"client {recipe.client} of {recipe.clients} cannot be")
         try:
             built = self._open(recipe)
-        except UserError as error:
-            self.mailbox.answer(letter, letters.head(Declined(recipe.ticket, _hint(error))), b"")
-            self.mailbox.done(letter)
+        except Exception as error:
+            with suppress(Lost, Stranger):  # what is wrong is said here in any case
+                self.mailbox.answer(letter, letters.head(Declined(recipe.ticket, _hint(error))), b"")
+                self.mailbox.done(letter)
             raise
-        atomic.write_text(self._place(recipe.run) / "recipe.json", json.dumps(letters.head(recipe)))
+        atomic.write_text(place / "recipe.json", json.dumps(letters.head(recipe)))
         self.mailbox.answer(letter, letters.head(built.ready(recipe.ticket)), b"")
         self.mailbox.done(letter)
 
@@ -240,12 +256,14 @@ class Station:
         return self._built
 
     def _on_task(self, letter: Any, task: TaskLetter) -> None:
-        built = self._remembered(task)
+        built = self._remembered(task.run)
         if built is None:
             self.mailbox.answer(letter, letters.head(Wants(task.ticket)), b"")
             self.mailbox.done(letter)
             return
-        answer, body = self._said_before(task)
+        if self._recipe is None or task.client != self._recipe.client:
+            raise CodecError("it is for another client")
+        answer, body = self._said_before(built, task)
         if answer is None:
             data = self.mailbox.body(letter)
             if letters.digest(data) != task.digest:
@@ -257,68 +275,88 @@ class Station:
         )
         self.mailbox.done(letter)
 
-    def _remembered(self, task: TaskLetter) -> Built | None:
-        """What was built for this run, before a restart too."""
-        if self._built is not None and self._run == task.run:
+    def _remembered(self, run: str) -> Built | None:
+        """What was built for this run, before a restart too; None: nothing, or by a version that wrote otherwise."""
+        if self._built is not None and self._run == run:
             return self._built
-        path = self._place(task.run) / "recipe.json"
+        path = self._place(run) / "recipe.json"
         if not path.exists():
             return None
-        recipe = letters.read_letter(json.loads(path.read_text()))
+        try:
+            recipe = letters.read_letter(json.loads(path.read_text()))
+        except (ValueError, AttributeError):
+            return None
         return self._open(recipe) if isinstance(recipe, Recipe) else None
 
     def _do(self, built: Built, task: TaskLetter, data: bytes) -> tuple[Answer, bytes]:
         """Train, score, or whatever it is."""
-        versions = built.site.store
-        assert isinstance(versions, Versions)
+        versions = _versions(built)
         begun = self._clock()
         try:
             down = built.marshal.read_down(task.task, task.round, data)
-            versions.hold(task.client, task.memory, (*task.keep, task.number))
+            try:
+                versions.hold(task.client, task.memory, (*task.keep, task.number))
+            except LookupError as gone:
+                return self._failed(f"{gone} is not in its folder; it was removed or is another machine's"), b""
             reply = next(iter(built.site.run([Dispatch(task.number, task.round, task.client, task.task, down)])))
             built.site.settle(task.client, task.number, reply.up is not None)
-        except LookupError as error:
-            return self._failed(f"{error} is not in this client's folder; it was removed or is another machine's"), b""
+            body = built.marshal.up(reply)
         except Exception as error:  # whatever it is, the server learns its kind, and this client goes on
             self._say(traceback.format_exc().rstrip())
-            return self._failed(type(error).__name__ + "; its words are in the client's terminal"), b""
+            return self._failed(_kind(error)), b""
         self._say(_done(task, reply, self._clock() - begun))
         wrote = versions.wrote.pop(task.client, False)
-        return Answer("", reply.summary, reply.missing, wrote), built.marshal.up(reply)
+        return Answer("", reply.summary, reply.missing, wrote), body
 
     def _failed(self, words: str) -> Answer:
         self._say(words)
         return Answer("", Summary(), Missing("failed", words), False)
 
-    def _said_before(self, task: TaskLetter) -> tuple[Answer | None, bytes]:
-        """The last answer, if this is the task it was to."""
+    def _said_before(self, built: Built, task: TaskLetter) -> tuple[Answer | None, bytes]:
+        """The last answer, if this is the task it was to, on the same memory, and what it wrote is still here."""
         path = self._place(task.run) / f"answer-{task.client}"
         if not path.exists():
             return None, b""
         head, _, body = path.read_bytes().partition(b"\n")
-        kept = json.loads(head)
-        if (kept["number"], kept["digest"]) != (task.number, task.digest):
+        try:
+            kept = json.loads(head)
+            if [kept["number"], kept["memory"], kept["digest"]] != [task.number, task.memory, task.digest]:
+                return None, b""
+            said = letters.read_reply(kept["answer"])
+        except (ValueError, LookupError, TypeError, AttributeError):  # it is another version's, and is written anew
             return None, b""
-        said = letters.read_reply(kept["answer"])
-        return (said, body) if isinstance(said, Answer) else (None, b"")
+        if not isinstance(said, Answer) or (said.wrote and not _versions(built).has(task.client, task.number)):
+            return None, b""
+        return said, body
 
     def _write(self, task: TaskLetter, answer: Answer, body: bytes) -> None:
         """Keep an answer before it is given; one that says that something failed may be another one next time."""
         path = self._place(task.run) / f"answer-{task.client}"
         if answer.missing is not None:
             return
-        head = {"number": task.number, "digest": task.digest, "answer": letters.head(answer)}
-        atomic.write_bytes(path, json.dumps(head).encode() + b"\n" + body)
+        key = {"number": task.number, "memory": task.memory, "digest": task.digest}
+        atomic.write_bytes(path, json.dumps({**key, "answer": letters.head(answer)}).encode() + b"\n" + body)
 
     def _on_end(self, letter: Any, end: End) -> None:
         words = f"the run is {end.status.replace('_', ' ')} after {end.round} rounds"
-        if self._built is not None and self._recipe is not None and self._run == end.run:
-            data = self.mailbox.body(letter)
-            if data:
-                words += "; " + self._built.end(end, self._recipe.client, data, self._place(end.run))
-        self.mailbox.answer(letter, letters.head(Seen(end.ticket)), b"")
-        self.mailbox.done(letter)
+        data = self.mailbox.body(letter)
+        if data:
+            words += "; " + self._taken(end, data)
         self.over = words
+        with suppress(Lost, Stranger):  # the server need not hear it, and may have ended already
+            self.mailbox.answer(letter, letters.head(Seen(end.ticket)), b"")
+            self.mailbox.done(letter)
+
+    def _taken(self, end: End, data: memoryview) -> str:
+        """Take the final model home, or say why it cannot be."""
+        try:
+            built = self._remembered(end.run)
+            if built is None or self._recipe is None:
+                return "this client took no part in it"
+            return built.end(end, self._recipe.client, data, self._place(end.run))
+        except Exception as error:  # the run is over all the same
+            self._say(traceback.format_exc().rstrip())
+            return f"its model could not be taken ({type(error).__name__}, see above)"
 
     def _place(self, run: str) -> Path:
         """The folder of a run.
@@ -326,7 +364,11 @@ class Station:
         Raises:
             CodecError: its name is none.
         """
-        if not run or run.startswith(".") or not all(c.isalnum() or c in "-_." for c in run):
+        if (
+            not 0 < len(run.encode(errors="replace")) <= 200
+            or run[0] == "."
+            or not all(c.isalnum() or c in "-_." for c in run)
+        ):
             raise CodecError(f"a run cannot be named {run[:40]!r}")
         return self.folder / "runs" / run
 
@@ -351,9 +393,20 @@ def serve(stations: Sequence[Station], sleep: Callable[[float], None] = time.sle
             sleep(max(0.0, min(due.values()) - time.monotonic()))
 
 
-def _hint(error: UserError) -> str:
+def _versions(built: Built) -> Versions:
+    versions = built.site.store
+    assert isinstance(versions, Versions)
+    return versions
+
+
+def _hint(error: Exception) -> str:
     """What the server may know of a mistake here: its first sentence names settings, not text."""
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:300] if isinstance(error, UserError) else _kind(error)
+
+
+def _kind(error: Exception) -> str:
+    """What the server may know of anything else that went wrong here."""
+    return f"{type(error).__name__}; its words are in the client's terminal"
 
 
 def _done(task: TaskLetter, reply: Reply, seconds: float) -> str:

@@ -40,6 +40,8 @@ class Pile:
                 f"a product of {tuple(left.shape)} and {tuple(right.shape)} cannot be added to a matrix of "
                 f"{(self.out, self.inputs)}; all clients must adapt the same modules of the same base"
             )
+        if left.dtype != self.dtype or right.dtype != self.dtype or not left.is_floating_point():
+            raise ValueError(f"factors of {left.dtype} and {right.dtype} cannot be added to those of {self.dtype}")
         self.pieces.append((weight, left, right))
         self.width += left.shape[1]
         if self.dense is not None or self.width > min(self.out, self.inputs):

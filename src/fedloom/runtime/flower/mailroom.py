@@ -8,15 +8,20 @@ behind a reverse proxy all of them seem to come from this machine. Mailboxes are
 run folder, and clients register anew with every start.
 """
 
+import base64
 import hmac
 import json
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 
 from fedloom.runtime.flower.parcels import BLOCK
 
@@ -31,6 +36,12 @@ CLOSED = ("/v1/fleet/register-node", "/v1/fleet/unregister-node")
 HEALTH = "/health"
 LARGEST = BLOCK + (1 << 20)
 """Bytes of one request of a node; blocks are smaller, and trees of objects may be as large."""
+SIGNER, SIGNED_AT = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), TIMESTAMP_HEADER.lower().encode()
+"""Names of Flower's headers."""
+VALID = TIMESTAMP_TOLERANCE + 2 * SYSTEM_TIME_TOLERANCE
+"""Seconds for which Flower takes a signature for fresh."""
+Mark: TypeAlias = tuple[bytes, bytes]
+"""What makes a signed request that one: whose it is, and when it was signed."""
 
 log = logging.getLogger("fedloom.guard")
 
@@ -52,10 +63,18 @@ class Settings:
 
 
 class Guard:
-    """ASGI middleware: who may ask for what, how much may be sent, and a line in the log for everything refused."""
+    """ASGI middleware: who may ask for what, how much may be sent, and a line in the log for everything refused.
 
-    def __init__(self, app: Any, token: str, largest: int = LARGEST) -> None:
-        self.app, self.token, self.largest = app, token.encode(), largest
+    A node signs the time and nothing else, and Flower takes a signature as often as it is shown. Here it opens once, so
+    that whoever overhears a request, at a proxy that ends TLS for example, cannot send it or another in its place.
+    """
+
+    def __init__(
+        self, app: Any, token: str, largest: int = LARGEST, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.app, self.token, self.largest, self._clock = app, token.encode(), largest, clock
+        self._seen: dict[Mark, float] = {}
+        """Signed requests that may still be fresh, and until when, oldest first."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -66,7 +85,26 @@ class Guard:
         if refusal is not None:
             await _answer(scope, send, *refusal)
             return
-        await self.app(scope, _counted(receive, self._bound(scope)), _watched(scope, send))
+        mark = _mark(scope)
+        if mark is not None and not self._ours(scope) and not self._first(mark):
+            await _answer(scope, send, 401, "this request was made before")
+            return
+
+        def told(status: int) -> None:
+            if status == 401 and mark is not None:  # it was not this node's, or is no longer fresh
+                self._seen.pop(mark, None)
+
+        await self.app(scope, _counted(receive, self._bound(scope)), _watched(scope, send, told))
+
+    def _first(self, mark: Mark) -> bool:
+        """Whether a signature is shown for the first time; it is remembered for as long as it is valid."""
+        now = self._clock()
+        while self._seen and (oldest := next(iter(self._seen.items())))[1] < now:
+            del self._seen[oldest[0]]
+        if mark in self._seen:
+            return False
+        self._seen[mark] = now + VALID
+        return True
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and words, or None: it may pass."""
@@ -111,11 +149,21 @@ def _counted(receive: Receive, most: int) -> Receive:
     return counted
 
 
-def _watched(scope: Scope, send: Send) -> Send:
+def _mark(scope: Scope) -> Mark | None:
+    """What a request is signed with; None: with nothing that Flower would take."""
+    key, when = _header(scope, SIGNER), _header(scope, SIGNED_AT)
+    try:
+        return (base64.b64decode(key, validate=True), when) if key and when else None
+    except ValueError:
+        return None
+
+
+def _watched(scope: Scope, send: Send, told: Callable[[int], None]) -> Send:
     """Notes what Flower refuses."""
 
     async def watched(event: MutableMapping[str, Any]) -> None:
         if event["type"] == "http.response.start" and event["status"] >= 400:
+            told(event["status"])
             _tell(scope, event["status"])
         await send(event)
 
@@ -125,9 +173,10 @@ def _watched(scope: Scope, send: Send) -> Send:
 async def _answer(scope: Scope, send: Send, status: int, words: str) -> None:
     _tell(scope, status)
     if scope["type"] == "http":
-        head = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+        body = words.encode()
+        head = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": head})
-        await send({"type": "http.response.body", "body": words.encode()})
+        await send({"type": "http.response.body", "body": body})
     else:
         await send({"type": "websocket.close", "code": 1008})
 

@@ -33,6 +33,11 @@ BEAT = 6.0
 """Seconds between those that are given."""
 PATIENCE = 20.0
 """Seconds for which a block that is still on its way into the mailroom is waited for."""
+UNKNOWN = "the server does not know this client's key: it was revoked, or belongs to another server"
+
+
+class _Unfit(Lost):
+    """The server says that this cannot be, as things are."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Node:
         auth = NodeAuthHttpInterceptor(private, private.public_key())
         self._fleet: Any = FleetHttpClient.from_server_address(address, ca is None, ca, interceptors=[auth])
         self._pulse: Any = FleetHttpClient.from_server_address(address, ca is None, ca, interceptors=[auth])
+        self._turn = threading.Lock()
+        """A sign of life in the midst of an announcement would undo its first half."""
         self._ended = threading.Event()
         self._alive = threading.Thread(target=self._beat, daemon=True)
 
@@ -74,12 +81,16 @@ class Node:
             Lost: no answer.
             Stranger: it does not let this key in.
         """
-        if self._id is not None:
-            old, self._id = self._id, None
-            with suppress(Stranger):  # a server that was started anew gave new numbers
-                self._try(partial(self._fleet.DeactivateNode, DeactivateNodeRequest(node_id=old)))
-        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=INTERVAL)
-        self._id = self._try(partial(self._fleet.ActivateNode, request)).node_id
+        with self._turn:
+            if self._id is not None:
+                with suppress(Stranger, _Unfit):  # a server that was started anew gave new numbers; or it went already
+                    self._try(partial(self._fleet.DeactivateNode, DeactivateNodeRequest(node_id=self._id)))
+            request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=INTERVAL)
+            try:
+                self._id = self._try(partial(self._fleet.ActivateNode, request)).node_id
+            except _Unfit:
+                self._id = None
+                raise Stranger(f"{UNKNOWN}; or another process uses it, or did so 20 seconds ago") from None
         if not self._alive.is_alive():
             self._alive.start()
 
@@ -160,8 +171,9 @@ class Node:
         """Say goodbye."""
         self._ended.set()
         if self._id is not None:
+            old, self._id = self._id, None
             with suppress(httpx.HTTPError):  # it may be gone itself
-                self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=self._id))
+                self._fleet.DeactivateNode(DeactivateNodeRequest(node_id=old))
         if self._alive.is_alive():
             self._alive.join()
         self._fleet.close()
@@ -189,14 +201,10 @@ class Node:
     def _beat(self) -> None:
         """Signs of life, also while this client trains."""
         while not self._ended.wait(BEAT):
-            id = self._id
-            if id is None:
-                continue
-            try:
-                request = SendNodeHeartbeatRequest(node=ProtoNode(node_id=id), heartbeat_interval=INTERVAL)
-                self._pulse.SendNodeHeartbeat(request)
-            except httpx.HTTPError:
-                continue  # the main thread meets the same trouble and says so
+            with self._turn, suppress(httpx.HTTPError):  # the main thread meets the same trouble and says so
+                if self._id is not None:
+                    me = ProtoNode(node_id=self._id)
+                    self._pulse.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=me, heartbeat_interval=INTERVAL))
 
     def _try(self, call: Callable[[], T]) -> T:
         try:
@@ -205,6 +213,8 @@ class Node:
             response = error.response
             if response.status_code == httpx.codes.UNAUTHORIZED:
                 raise Stranger(_why(response)) from None
+            if response.status_code == httpx.codes.PRECONDITION_FAILED:
+                raise _Unfit("it does not fit what the server knows of this client") from None
             raise Lost(f"it answered {response.status_code}: {' '.join(response.text.split())[:200]}") from None
         except (httpx.TransportError, ValueError) as error:
             raise Lost(str(error) or type(error).__name__) from None
@@ -212,11 +222,13 @@ class Node:
 
 def _why(response: httpx.Response) -> str:
     """What may be the reason for a refused signature: the clocks, or the key."""
-    said = email.utils.parsedate_to_datetime(response.headers["date"]) if "date" in response.headers else None
-    ahead = time.time() - said.timestamp() if said is not None else 0.0
+    try:
+        ahead = time.time() - email.utils.parsedate_to_datetime(response.headers.get("date", "")).timestamp()
+    except (ValueError, OverflowError):  # a proxy may leave it out, or write what is none
+        ahead = 0.0
     if ahead > 4 or ahead < -300:
         return (
             f"this machine's clock is {abs(ahead):.0f} seconds {'ahead of' if ahead > 0 else 'behind'} the server's, "
             "and a signature must not come from the future nor be older than five minutes; set the clock (NTP)"
         )
-    return "the server does not know this client's key: it was revoked, or belongs to another server"
+    return UNKNOWN

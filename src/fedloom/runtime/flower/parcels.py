@@ -96,13 +96,15 @@ def leaves(tree: ObjectTree, most: int) -> list[str]:
         most: bytes its body may have.
 
     Raises:
-        ParcelError: it has another shape, or more blocks than that.
+        ParcelError: it has another shape, more blocks than that, or the same one twice.
     """
     if len(tree.children) != 1 or any(leaf.children for leaf in tree.children[0].children):
         raise ParcelError("its objects are not nested as a letter's are")
     found = [leaf.object_id for leaf in tree.children[0].children]
     if not 1 <= len(found) <= 2 + most // BLOCK:
         raise ParcelError(f"it has {len(found)} parts, at most {2 + most // BLOCK} are expected")
+    if len(set(found)) < len(found):  # a little that is read often is much; ours are all different
+        raise ParcelError("one of its parts is named twice")
     return found
 
 
@@ -133,6 +135,8 @@ def block_of(content: bytes) -> bytes:
     value = _record(content).get("block")
     if not isinstance(value, bytes):
         raise ParcelError("one of its blocks holds no bytes")
+    if len(value) > BLOCK:
+        raise ParcelError(f"one of its blocks has {len(value)} bytes, at most {BLOCK} are expected")
     return value
 
 

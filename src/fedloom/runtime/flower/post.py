@@ -45,9 +45,8 @@ BEAT = 15.0
 """Seconds between signs of life for the run's task; it is given up after four times as many."""
 PATIENCE = 10.0
 """Seconds for which a call on this machine is tried again."""
-SLOWEST, LITTLE = 180.0, 2.0
-"""Seconds an answer on its way into the mailroom is waited for: one that counts (the mailroom itself gives up after as
-long without a block), and one that does not."""
+LITTLE = 2.0
+"""Seconds for which a block of an answer is waited for; they are all there when its head is, which is sent last."""
 PROJECT = b"""[project]
 name = "fedloom"
 version = "0.0.0"
@@ -113,6 +112,8 @@ class Post:
             self._verify.check_hostname = False
         self._node = Node(node_id=SUPERLINK_NODE_ID)
         self._body: Body | None = None
+        self._coming: dict[str, Arrived] = {}
+        """Answers that are still on their way into the mailroom, by the letter they answer."""
         self._control: Any = ControlHttpClient(self._url, interceptors=[self._guard], verify=self._verify)
         self._wait()
         fab, _ = build_fab_from_files({"pyproject.toml": PROJECT})
@@ -178,11 +179,18 @@ class Post:
         return id
 
     def arrived(self, ids: Sequence[str]) -> list[Arrived]:
-        """Which of these messages have an answer; each is told of once."""
-        if not ids:
-            return []
+        """Which of these messages have an answer, whole or none at all; each is told of once.
+
+        An answer that is still being sent is not told of yet, and nobody waits for it here: how long its sender may
+        take is the business of whoever asks.
+        """
+        wanted = [id for id in ids if id not in self._coming]
+        return [*(self._begun(wanted) if wanted else []), *self._whole(ids)]
+
+    def _begun(self, ids: Sequence[str]) -> list[Arrived]:
+        """Note which answers have begun to come, and give those that are none; the mailroom tells of each once."""
         found = self._try(lambda: self._runtime.PullMessages(PullAppMessagesRequest(message_ids=list(ids))))
-        answers = []
+        failed = []
         for message, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             ask, error = message.metadata.reply_to_message_id, None
             parts: list[str] = []
@@ -193,11 +201,30 @@ class Post:
                     parts = leaves(tree, self._largest)
                 except ParcelError as problem:
                     error = str(problem)
-            answers.append(Arrived(ask, error, tuple(parts), tree.object_id))
+            answer = Arrived(ask, error, tuple(parts), tree.object_id)
+            if error is None:
+                self._coming[ask] = answer
+            else:
+                failed.append(answer)
+        return failed
+
+    def _whole(self, ids: Sequence[str]) -> list[Arrived]:
+        """Those whose head is there; and those that never will be."""
+        answers = []
+        for ask in ids:
+            if (answer := self._coming.get(ask)) is None:
+                continue
+            head = self._look(answer.parts[0])
+            if head.object_found and not head.object_available:
+                continue
+            del self._coming[ask]
+            gone = None if head.object_found else "it did not come whole"
+            answers.append(Arrived(ask, gone, answer.parts, answer.id))
         return answers
 
     def forget(self, id: str) -> None:
         """Let the mailroom drop a message that is past its time; it does so when it is asked for it."""
+        self._coming.pop(id, None)
         try:
             self._runtime.PullMessages(PullAppMessagesRequest(message_ids=[id]))
         except httpx.HTTPError:
@@ -210,18 +237,16 @@ class Post:
             ParcelError: it is no letter of ours.
         """
         try:
-            head = head_of(self._pull(answer.parts[0], SLOWEST))  # its sender sends it last
+            head = head_of(self._pull(answer.parts[0]))
             body = bytearray()
             for part in answer.parts[1:]:
-                body += block_of(self._pull(part, SLOWEST))
+                body += block_of(self._pull(part))
         finally:
             self._forget(answer)
         return head, memoryview(body)
 
     def drop(self, answer: Arrived) -> None:
-        """Remove an answer unread; if its sender is still busy with it, it is waited for a little."""
-        with suppress(ParcelError):
-            self._pull(answer.parts[0], LITTLE)
+        """Remove an answer unread."""
         self._forget(answer)
 
     def close(self) -> None:
@@ -272,23 +297,26 @@ class Post:
         if not self._try(lambda: self._runtime.PushObject(request)).stored:
             raise RunStopped("the mailroom (Flower) did not take a block of a message; see server.log")
 
-    def _pull(self, name: str, patience: float) -> bytes:
-        """An object, waited for while its sender is still busy with it.
+    def _look(self, name: str) -> Any:
+        """Whether an object is there, and what it is."""
+        request = PullObjectRequest(node=self._node, run_id=self._run, object_id=name)
+        return self._try(lambda: self._runtime.PullObject(request))
+
+    def _pull(self, name: str) -> bytes:
+        """An object.
 
         Raises:
-            ParcelError: it does not come.
+            ParcelError: it is not there.
         """
-        end, pause = time.monotonic() + patience, 0.01
-        request = PullObjectRequest(node=self._node, run_id=self._run, object_id=name)
+        end = time.monotonic() + LITTLE
         while True:
-            found = self._try(lambda: self._runtime.PullObject(request))
+            found = self._look(name)
             if found.object_found and found.object_available:
                 content: bytes = found.object_content
                 return content
             if not found.object_found or time.monotonic() > end:
                 raise ParcelError("one of its parts did not come")
-            time.sleep(pause)
-            pause = min(0.2, pause * 1.5)
+            time.sleep(0.05)
 
     def _forget(self, answer: Arrived) -> None:
         request = ConfirmMessageReceivedRequest(node=self._node, run_id=self._run, message_object_id=answer.id)
