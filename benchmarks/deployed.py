@@ -1,4 +1,4 @@
-"""A server and clients as real processes on this machine, watched: seconds, memory, CPU, and bytes on the clients' link."""
+"""A server and clients as real processes on this machine: seconds, memory, CPU, and bytes on the clients' link."""
 
 import json
 import socket
@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "deployment"))
-from processes import Federation, free_port  # noqa: E402
+from processes import Federation, free_port
 
+MAILROOM = "fedloom.runtime.flower.mailroom"
 LOOK = 0.1
 """Seconds between two looks at the processes."""
 NANO_NUMBERS = 3072
@@ -101,11 +102,25 @@ class Trial:
         return float(last["bytes_up"]) / int(last["clients"])
 
 
+def idle(count: int, seconds: float) -> tuple[Look, Look]:
+    """Two looks so many seconds apart at a server that waits for one client more than are there."""
+    looks: list[Look] = []
+    with prepared(names(count), settings(count, 1, 8, f"deploy.clients={count + 1}")) as federation:
+        federation.start_server()
+        federation.start_clients(names(count))
+        try:
+            with watching(federation, looks):
+                time.sleep(30 + count / 2 + seconds)
+        finally:
+            federation.end()
+    return min(looks, key=lambda look: abs(look.time - (looks[-1].time - seconds))), looks[-1]
+
+
 def settings(count: int, rounds: int, rank: int, *more: str) -> list[str]:
     """Overrides of the recipe: every client each round."""
     return [
         f"deploy.clients={count}", f"federation.min_replies={count}", f"federation.rounds={rounds}",
-        f"adapter.rank={rank}", *more,
+        f"partition.clients={count}", f"adapter.rank={rank}", *more,
     ]  # fmt: skip
 
 
@@ -150,7 +165,7 @@ def watching(federation: Federation, looks: list[Look]) -> Iterator[None]:
         while not over.wait(LOOK):
             with suppress(psutil.Error, StopIteration):
                 if mailroom is None:
-                    mailroom = next(one for one in server.children() if "fedloom.runtime.flower.mailroom" in one.cmdline())
+                    mailroom = next(one for one in server.children() if MAILROOM in one.cmdline())
                 looks.append(look(server, mailroom))
 
     watcher = threading.Thread(target=watch, daemon=True)

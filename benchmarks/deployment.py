@@ -7,6 +7,7 @@ large      a round of two clients with a 200 MB adapter: seconds, and memory of 
 bytes      what passes on one client's link, against the encoded messages
 many       50 clients in one process, 100 rounds: memory of the server's processes
 cost       CPU and memory of the server's processes a client-round, for docs/scaling.md
+waiting    CPU of the server's processes for clients that have nothing to do
 
 Clients train one step on one row, so that nearly all of the time is the federation's; its share is printed.
 """
@@ -20,8 +21,9 @@ import deployed
 import flower_deployed
 from deployed import NANO_NUMBERS, Trial, names, settings
 from machine import median, say, table
-from models import LINEAR, saved
 from timing import judged, merge, spread, targets_table
+
+from models import LINEAR, saved
 
 MB = 1e6
 TWO = round(2 * MB / 4 / NANO_NUMBERS)
@@ -86,7 +88,8 @@ def bytes_(toy: bool) -> dict[str, Any]:
     for rank in (TINY, TWO):
         short, long = (Trial(names(1), settings(1, n, rank)).go(120, count=True) for n in (2, 4 if toy else 12))
         more = len(long.rounds(0)) - len(short.rounds(0))
-        up, down, payload = (long.bytes_up - short.bytes_up) / more, (long.bytes_down - short.bytes_down) / more, long.payload()
+        up, down = (long.bytes_up - short.bytes_up) / more, (long.bytes_down - short.bytes_down) / more
+        payload = long.payload()
         over = (up + down) / (2 * payload) - 1
         worst = over if rank == TWO else worst
         rows.append({"encoded bytes": round(payload), "up a round": round(up), "down a round": round(down),
@@ -135,8 +138,22 @@ def _cost(rank: int, count: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def waiting(toy: bool) -> dict[str, Any]:
+    rows = []
+    for count in (2,) if toy else (2, 10, 50):
+        first, last = deployed.idle(count, 5.0 if toy else 60.0)
+        work = (last.time - first.time) * count
+        rows.append({
+            "clients": count, "seconds": round(last.time - first.time),
+            "server CPU ms a client-second": round(1000 * (last.server_cpu - first.server_cpu) / work, 2),
+            "mailroom CPU ms a client-second": round(1000 * (last.mailroom_cpu - first.mailroom_cpu) / work, 2),
+        })  # fmt: skip
+    return {"rows": rows}
+
+
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "overhead": overhead, "large": large, "bytes": bytes_, "many": many, "cost": cost,
+    "waiting": waiting,
 }  # fmt: skip
 
 

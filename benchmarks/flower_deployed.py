@@ -3,7 +3,7 @@
 Uses the programs of the peers' environment (`peers.py`). No TLS, no authentication, no training: its quickest case.
 """
 
-import json
+import itertools
 import os
 import subprocess
 import tempfile
@@ -28,7 +28,7 @@ numbers = 1
 rounds = 1
 log = ""
 """
-APP = '''
+APP = """
 import time
 
 import numpy as np
@@ -58,7 +58,7 @@ def main(grid, context):
 def train(message, context):
     arrays = ArrayRecord([one + 1 for one in message.content["arrays"].to_numpy_ndarrays()])
     return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
-'''
+"""
 
 
 def there() -> bool:
@@ -122,6 +122,6 @@ def _seconds(log: Path, count: int, patience: float) -> list[float]:
     while time.monotonic() < end:
         marks = [float(line.split()[1]) for line in log.read_text().splitlines()] if log.exists() else []
         if len(marks) > count:
-            return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+            return [b - a for a, b in itertools.pairwise(marks)]
         time.sleep(0.5)
-    raise TimeoutError(f"{json.dumps(count)} rounds did not end")
+    raise TimeoutError(f"{count} rounds did not end")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedloom.channel.codec import Envelope, encode, schema_of
+from fedloom.channel.codec import Envelope, encode
 from fedloom.contracts import Summary
 from fedloom.runtime import letters
 from fedloom.runtime.letters import Answer, TaskLetter

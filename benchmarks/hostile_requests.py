@@ -96,14 +96,13 @@ def truncated(wire: Wire, kind: str, i: int) -> None:
 
 
 def oversized(wire: Wire, kind: str, i: int) -> None:
-    """Too long as announced, of no announced length, or longer than any number."""
+    """Too long by a little, of no length, or twice too long."""
     if i % 3 == 0:
         wire.send(kind, "/v1/fleet/push-object", bytes(LARGEST + 1 + i))
     elif i % 3 == 1:
         wire.send(kind, "/v1/fleet/push-object", iter([bytes(1 << 16)] * 3))
     else:
-        headers = {"content-type": "application/protobuf", "content-length": "9" * 30}
-        wire.send(kind, "/v1/fleet/push-object", b"x" * 10, headers)
+        wire.send(kind, "/v1/fleet/pull-messages", bytes(2 * LARGEST))
 
 
 def foreign_key(wire: Wire, kind: str, i: int) -> None:

@@ -290,10 +290,12 @@ def shelved(folder: Path | None) -> Store:
 
 
 def fingerprint(config: Config) -> str:
-    """Sixteen hex digits over every setting that changes what is computed; not how many processes compute it."""
+    """Sixteen hex digits over every setting that changes what is computed; not how many processes compute it, nor how
+    long anybody waits for anybody.
+    """
     runtime = config.runtime.model_copy(update={"workers": 1, "timeout": type(config.runtime)().timeout})
-    text = dump(config.model_copy(update={"run": type(config.run)(), "runtime": runtime}))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    changes = {"run": type(config.run)(), "runtime": runtime, "deploy": type(config.deploy)()}
+    return hashlib.blake2b(dump(config.model_copy(update=changes)).encode(), digest_size=8).hexdigest()
 
 
 def cohort_size(cohort: int | str, clients: int) -> int:

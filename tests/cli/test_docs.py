@@ -11,7 +11,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8
 
 
 def test_every_command_has_its_row():
-    assert re.findall(r"^\| `fedloom (\w+)", PAGE, flags=re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"^\| `fedloom ([\w-]+)", PAGE, flags=re.MULTILINE) == list(COMMANDS)
 
 
 def test_the_settings_of_the_examples_are_valid():

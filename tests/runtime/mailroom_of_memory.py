@@ -93,6 +93,8 @@ class Room:
         self.letters: dict[str, Letter] = {}
         self.answers: list[Arrived] = []
         self.told: set[int] = set()
+        self.closed: set[str] = set()
+        """Letters whose answer the server heard of; nobody would ever look for another."""
         self.last: dict[int, tuple[dict[str, Any], bytes]] = {}
 
     # -- time and clients
@@ -152,7 +154,7 @@ class Room:
             return ""
         n = self.count["letter", node]
         self.count["letter", node] += 1
-        if head["what"] == "TaskLetter":
+        if head.get("what") == "TaskLetter":
             self.tasks.append((node, head["round"]))
         fault = self.faults.get(("letter", node, n), "")
         letter = Letter(f"{node}-{n}", node, head, body, self.now + ttl, fault)
@@ -171,6 +173,7 @@ class Room:
         wanted, found = set(ids), [a for a in self.answers if a.at <= self.now]
         fresh = [a for a in found if a.ask in wanted and a.serial not in self.told]
         self.told |= {a.serial for a in fresh}
+        self.closed |= {a.ask for a in fresh}
         return fresh
 
     def open(self, answer: Arrived) -> tuple[dict[str, Any], memoryview]:
@@ -190,6 +193,8 @@ class Room:
             del self.letters[id]
 
     def _put(self, answer: Arrived) -> None:
+        if answer.ask in self.closed:
+            return
         self._serial += 1
         self.answers.append(Arrived(answer.ask, answer.error, answer.head, answer.body, answer.at, self._serial))
 

@@ -8,6 +8,7 @@ from fedloom.contracts import ClientId
 from fedloom.data.config import DataConfig, NaturalConfig
 from fedloom.errors import UserError
 from fedloom.runtime.config import CheckpointConfig, RunConfig, RuntimeConfig
+from fedloom.runtime.deploy_config import DeployConfig
 from fedloom.runtime.letters import Ready
 from fedloom.runtime.sampling_config import UniformConfig
 from fedloom.version import __version__
@@ -30,7 +31,7 @@ def sendable(config: Config, clients: dict[str, ClientId], cohort: int) -> str:
     overrides = {str(known.get(key, key)): value for key, value in config.clients.items()}
     changes = {
         "run": RunConfig(), "checkpoint": CheckpointConfig(), "runtime": RuntimeConfig(window=config.runtime.window),
-        "partition": NaturalConfig(), "clients": overrides,
+        "deploy": DeployConfig(), "partition": NaturalConfig(), "clients": overrides,
         "data": config.data.model_copy(
             update={"source": OWN, "root": None, "subset": None, "split": "train", "limit": None,
                     "playground": DataConfig().playground}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedloom import atomic, starting
+from fedloom import atomic, checkpoint, starting
 from fedloom.assembly import Parts
 from fedloom.assembly import fingerprint as config_fingerprint
 from fedloom.channel.codec import encode
@@ -39,6 +39,7 @@ from fedloom.version import __version__
 
 MEMBERS = "members.json"
 """In the run folder: the clients' names, in the order of their numbers."""
+WRITTEN = ("events.jsonl", "metrics.csv", "clients.csv", "rounds.csv")
 GOODBYE = 20.0
 """Seconds given to clients to take the final model."""
 LARGEST = 2 << 30
@@ -188,8 +189,13 @@ class Server:
 
         if begun is None:
             return make(), None
-        if not any((begun / "checkpoints").glob("round-*")):
+        if not checkpoint.found(begun / "checkpoints"):  # it ended before the first, and begins anew in its folder
+            for name in WRITTEN:
+                (begun / name).unlink(missing_ok=True)
             return make(), None
+        written = RunFolder(begun).env().get("fedloom")
+        if written != __version__:
+            raise UserError(f"{begun} was begun by fedloom {written}, this is {__version__}; go on with that one")
         return starting.saved(RunFolder(begun), self.config, make, 1)
 
     def _remote(self, parts: Parts, path: Path, names: Sequence[str]) -> Remote:

@@ -262,6 +262,7 @@ class Remote:
     def _missing(self, seat: Seat, dispatch: Dispatch, reason: Reason, words: str) -> Reply:
         if seat.asked is not None:
             seat.late, seat.asked = seat.asked, None
+            seat.late.body = b""  # it is not sent again
             self._told(seat.name, reason, words)
         return Reply(dispatch, None, Missing(reason, words), Summary(), 0)
 
@@ -290,7 +291,7 @@ class Remote:
         """Whether who sent what cannot be read ended while it did so: it is, or will be, asked again."""
         stamp = asked.stamp
         self._look(now=True)
-        return asked.stamp != stamp or seat.left is not None
+        return asked.answer is not None or asked.stamp != stamp or seat.left is not None
 
     def _over(self, seat: Seat, reply: Reply) -> Reply:
         """The client has nothing to do any more."""
@@ -315,7 +316,8 @@ class Remote:
     # -- inside: looking
 
     def _look(self, now: bool = False) -> None:
-        """Who is here (once a second), and what came."""
+        """What came, and who is here (once a second)."""
+        self._collect()  # first: whoever answered and then announced itself is not asked again
         if now or self._clock() - self._looked >= LOOK:
             self._looked = self._clock()
             self._tick()
@@ -325,7 +327,6 @@ class Remote:
             for id in [id for id, until in self._stale.items() if self._clock() > until]:
                 del self._stale[id]
                 self.post.forget(id)
-        self._collect()
 
     def _meet(self, client: ClientId, seat: Seat, stamp: str | None) -> None:
         """Note that a client is here or not; tell it the recipe; ask it again where that is due."""

@@ -14,7 +14,7 @@ from flwr.proto.node_pb2 import Node as ProtoNode
 
 from deployment.processes import free_port
 from fedloom.errors import RunStopped, UserError
-from fedloom.runtime.flower.mailroom import LARGEST, TOKEN, Settings
+from fedloom.runtime.flower.mailroom import LARGEST, SMALL, TOKEN, Settings
 from fedloom.runtime.flower.process import Mailroom
 from runtime.flower.rooms import Room, until
 
@@ -187,12 +187,16 @@ def test_two_lengths(room):
     assert answer.startswith((b"HTTP/1.1 411", b"HTTP/1.1 400"))
 
 
-def test_too_much(room, told):
+BOUNDS = pytest.mark.parametrize("path, most", [("/v1/fleet/push-object", LARGEST), (FLEET, SMALL)])
+
+
+@BOUNDS
+def test_too_much(room, told, path, most):
     began = time.monotonic()
-    answer = room.say(head(FLEET, f"Content-Length: {LARGEST + 1}"))
-    assert answer.startswith(b"HTTP/1.1 413") and answer.endswith(f"more than {LARGEST} bytes".encode())
+    answer = room.say(head(path, f"Content-Length: {most + 1}"))
+    assert answer.startswith(b"HTTP/1.1 413") and answer.endswith(f"more than {most} bytes".encode())
     assert time.monotonic() - began < 3
-    refused(told, "refused 413")
+    refused(told, "refused 413", path)
 
 
 def test_too_much_is_not_read(room, told):
@@ -202,10 +206,10 @@ def test_too_much_is_not_read(room, told):
     refused(told, "refused 413")
 
 
-def test_as_much_as_there_may_be(room, told):
-    body = bytes(LARGEST)
-    assert room.ask("POST", FLEET, body, content_type=PROTOBUF)[0] in (400, 401)
-    refused(told, FLEET)
+@BOUNDS
+def test_as_much_as_there_may_be(room, told, path, most):
+    assert room.ask("POST", path, bytes(most), content_type=PROTOBUF)[0] in (400, 401)
+    refused(told, path)
 
 
 def test_longer_than_announced(room, told):

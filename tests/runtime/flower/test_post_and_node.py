@@ -320,7 +320,7 @@ def test_a_signed_request_opens_once(room, post, enter):
 
 def test_what_was_not_let_in_is_not_remembered():
     """Nobody can fill the memory, nor keep a node out by naming its next signature."""
-    now, statuses = [0.0], [401, 200, 200, 401]
+    now, statuses = [0.0], [401, 200, 412, 401, 400, 307, 500]
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": statuses.pop(0)})
@@ -341,9 +341,9 @@ def test_what_was_not_let_in_is_not_remembered():
     assert ask() == (401, 0)
     assert ask() == (200, 1)
     assert ask() == (401, 1)
-    assert ask(key=b"b3RoZXI=") == (200, 2)
+    assert ask(key=b"b3RoZXI=") == (412, 2)
     now[0] = VALID + 1.0
-    assert ask(when=b"2027") == (401, 0)
+    assert [ask(when=b"2027") for _ in range(4)] == [(401, 0), (400, 0), (307, 0), (500, 0)]
     assert statuses == []
 
 

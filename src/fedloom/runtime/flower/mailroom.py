@@ -9,6 +9,7 @@ run folder, and clients register anew with every start.
 """
 
 import base64
+import hashlib
 import hmac
 import json
 import logging
@@ -34,12 +35,15 @@ NODES = "/v1/fleet/"
 CLOSED = ("/v1/fleet/register-node", "/v1/fleet/unregister-node")
 """What a node could ask for, but not here: keys are registered by the server alone."""
 HEALTH = "/health"
-LARGEST = BLOCK + (1 << 20)
-"""Bytes of one request of a node; blocks are smaller, and trees of objects may be as large."""
+BLOCKS = "/v1/fleet/push-object"
+LARGEST, SMALL = BLOCK + (1 << 20), 128 << 10
+"""Bytes of one request of a node: with a block, and any other; the names of 500 blocks are 40 kB."""
 SIGNER, SIGNED_AT = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), TIMESTAMP_HEADER.lower().encode()
 """Names of Flower's headers."""
 VALID = TIMESTAMP_TOLERANCE + 2 * SYSTEM_TIME_TOLERANCE
 """Seconds for which Flower takes a signature for fresh."""
+KNOWN = frozenset({200, 403, 412})
+"""What Flower answers only after it has found a signature to be right."""
 Mark: TypeAlias = tuple[bytes, bytes]
 """What makes a signed request that one: whose it is, and when it was signed."""
 
@@ -69,10 +73,8 @@ class Guard:
     that whoever overhears a request, at a proxy that ends TLS for example, cannot send it or another in its place.
     """
 
-    def __init__(
-        self, app: Any, token: str, largest: int = LARGEST, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.app, self.token, self.largest, self._clock = app, token.encode(), largest, clock
+    def __init__(self, app: Any, token: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.app, self.token, self._clock = app, token.encode(), clock
         self._seen: dict[Mark, float] = {}
         """Signed requests that may still be fresh, and until when, oldest first."""
 
@@ -90,11 +92,12 @@ class Guard:
             await _answer(scope, send, 401, "this request was made before")
             return
 
-        def told(status: int) -> None:
-            if status == 401 and mark is not None:  # it was not this node's, or is no longer fresh
+        said: list[int] = []
+        try:
+            await self.app(scope, _counted(receive, self._bound(scope)), _watched(scope, send, said))
+        finally:
+            if mark is not None and not KNOWN.intersection(said):  # else strangers could fill the memory
                 self._seen.pop(mark, None)
-
-        await self.app(scope, _counted(receive, self._bound(scope)), _watched(scope, send, told))
 
     def _first(self, mark: Mark) -> bool:
         """Whether a signature is shown for the first time; it is remembered for as long as it is valid."""
@@ -120,12 +123,14 @@ class Guard:
         length = _header(scope, b"content-length")
         if not length.isdigit():
             return 411, "a length is required"
-        if int(length) > self.largest:
-            return 413, f"more than {self.largest} bytes"
+        if int(length) > self._bound(scope):
+            return 413, f"more than {self._bound(scope)} bytes"
         return None
 
     def _bound(self, scope: Scope) -> int:
-        return sys.maxsize if self._ours(scope) else self.largest
+        if self._ours(scope):
+            return sys.maxsize
+        return LARGEST if scope["path"] == BLOCKS else SMALL
 
     def _ours(self, scope: Scope) -> bool:
         return hmac.compare_digest(_header(scope, TOKEN.encode()), self.token)
@@ -153,18 +158,19 @@ def _mark(scope: Scope) -> Mark | None:
     """What a request is signed with; None: with nothing that Flower would take."""
     key, when = _header(scope, SIGNER), _header(scope, SIGNED_AT)
     try:
-        return (base64.b64decode(key, validate=True), when) if key and when else None
+        return (hashlib.sha256(base64.b64decode(key, validate=True)).digest(), when) if key and when else None
     except ValueError:
         return None
 
 
-def _watched(scope: Scope, send: Send, told: Callable[[int], None]) -> Send:
-    """Notes what Flower refuses."""
+def _watched(scope: Scope, send: Send, said: list[int]) -> Send:
+    """Notes what Flower says, and tells what it refuses."""
 
     async def watched(event: MutableMapping[str, Any]) -> None:
-        if event["type"] == "http.response.start" and event["status"] >= 400:
-            told(event["status"])
-            _tell(scope, event["status"])
+        if event["type"] == "http.response.start":
+            said.append(event["status"])
+            if event["status"] >= 400:
+                _tell(scope, event["status"])
         await send(event)
 
     return watched
