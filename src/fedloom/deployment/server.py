@@ -69,7 +69,6 @@ class Server:
     keys: dict[str, str] = field(init=False, default_factory=dict)
     remote: Remote | None = field(init=False, default=None)
     halting: bool = field(init=False, default=False)
-    waiting: bool = field(init=False, default=True)
 
     def go(self) -> Run:
         """Lead the run to its end.
@@ -138,7 +137,6 @@ class Server:
         env = RunFolder(path).env()
         self._join(parts, remote, path, env)
         session = Session(parts, path, [self.board, *self.sinks], saved, Alone(), remote, lambda: self.halting)
-        self.waiting = False
         run = session.go()
         self._farewell(parts, remote, run, session)
         self.home.end()
@@ -240,10 +238,10 @@ class Server:
         self.mailroom.check()
         self._enrol()
         for number, seat in enumerate(self.remote.seats if self.remote is not None else ()):
+            seat.node = self.nodes.get(seat.name, 0)  # one that was revoked and invited again has a new one
             self.board.member(seat.name, number=number, bytes_down=seat.down, bytes_up=seat.up)
-        if not self.halting and (self.home.path / STOP).exists():
-            self.halting = True
-        if self.halting and self.waiting:
+        self.halting = self.halting or (self.home.path / STOP).exists()
+        if self.halting and (self.remote is None or self.remote.waiting):
             raise RunStopped("stopped, as asked; the same command goes on")
 
     def _enrol(self) -> None:

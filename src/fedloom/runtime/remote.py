@@ -107,6 +107,8 @@ class Remote:
         self._recipe, self._check, self._events, self._told, self._tick = recipe, check, events, told, tick
         self._clock, self._sleep = clock, sleep
         self._looked = -LOOK
+        self.waiting = False
+        """Whether there is nothing to do but wait for clients."""
         self._stale: dict[str, float] = {}
         """Letters nobody waits for any more, and until when the mailroom keeps them."""
         self._memories: dict[ClientId, int] = {}
@@ -181,10 +183,12 @@ class Remote:
         """
         end = self._clock() + (self.deploy.join_timeout if timeout is None else timeout)
         said = False
+        self.waiting = True
         while True:
             self._look()
             found = sum(seat.here for seat in self.seats)
             if found >= count or (timeout is not None and self._clock() > end):
+                self.waiting = False
                 return found
             if self._clock() > end:
                 raise RunStopped(

@@ -8,6 +8,7 @@ what went wrong here is told the server as a kind of error, its words stay in th
 
 import json
 import random
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -240,8 +241,10 @@ class Station:
                 self.mailbox.answer(letter, letters.head(Declined(recipe.ticket, _hint(error))), b"")
                 self.mailbox.done(letter)
             raise
-        atomic.write_text(place / "recipe.json", json.dumps(letters.head(recipe)))
-        self.mailbox.answer(letter, letters.head(built.ready(recipe.ticket)), b"")
+        ready = built.ready(recipe.ticket)
+        kept = {"recipe": letters.head(recipe), "traits": dict(ready.traits)}
+        atomic.write_text(place / "recipe.json", json.dumps(kept))
+        self.mailbox.answer(letter, letters.head(ready), b"")
         self.mailbox.done(letter)
 
     def _open(self, recipe: Recipe) -> Built:
@@ -283,10 +286,20 @@ class Station:
         if not path.exists():
             return None
         try:
-            recipe = letters.read_letter(json.loads(path.read_text()))
-        except (ValueError, AttributeError):
+            kept = json.loads(path.read_text())
+            recipe, traits = letters.read_letter(kept["recipe"]), dict(kept["traits"])
+        except (ValueError, LookupError, TypeError, AttributeError):
             return None
-        return self._open(recipe) if isinstance(recipe, Recipe) else None
+        if not isinstance(recipe, Recipe):
+            return None
+        built = self._open(recipe)
+        changed = [name for name, value in built.ready("").traits.items() if traits.get(name) != value]
+        if changed:
+            raise UserError(
+                f"{' and '.join(changed)} of this machine changed since it joined the run {run}; put back what was "
+                "there, the others still use it"
+            )
+        return built
 
     def _do(self, built: Built, task: TaskLetter, data: bytes) -> tuple[Answer, bytes]:
         """Train, score, or whatever it is."""
@@ -377,20 +390,23 @@ def serve(stations: Sequence[Station], sleep: Callable[[float], None] = time.sle
     """Let all of them work until their runs are over.
 
     Raises:
-        UserError: one of them cannot take part.
+        UserError: one of them cannot take part; raised when the others are done.
     """
-    due = dict.fromkeys(range(len(stations)), 0.0)
+    due, problem = dict.fromkeys(range(len(stations)), 0.0), None
     while due:
         for i, when in list(due.items()):
             if time.monotonic() < when:
                 continue
-            pause = stations[i].step()
+            try:
+                due[i] = time.monotonic() + stations[i].step()
+            except UserError as error:
+                problem, stations[i].over = error, f"cannot take part: {error}"
             if stations[i].over is not None:
                 del due[i]
-            else:
-                due[i] = time.monotonic() + pause
         if due:
             sleep(max(0.0, min(due.values()) - time.monotonic()))
+    if problem is not None:
+        raise problem
 
 
 def _versions(built: Built) -> Versions:
@@ -399,9 +415,14 @@ def _versions(built: Built) -> Versions:
     return versions
 
 
+PATHS = re.compile(r"(?:[A-Za-z]:)?[\\/~][^\s:;,()]*[\\/][^\s:;,()]*")
+
+
 def _hint(error: Exception) -> str:
-    """What the server may know of a mistake here: its first sentence names settings, not text."""
-    return " ".join(str(error).split())[:300] if isinstance(error, UserError) else _kind(error)
+    """What the server may know of a mistake here: our own words about settings, without this machine's paths."""
+    if not isinstance(error, UserError):
+        return _kind(error)
+    return PATHS.sub("(a path)", " ".join(str(error).split()))[:300]
 
 
 def _kind(error: Exception) -> str:

@@ -201,6 +201,7 @@ class Post:
                     parts = leaves(tree, self._largest)
                 except ParcelError as problem:
                     error = str(problem)
+                    self._forget(tree.object_id)
             answer = Arrived(ask, error, tuple(parts), tree.object_id)
             if error is None:
                 self._coming[ask] = answer
@@ -242,12 +243,12 @@ class Post:
             for part in answer.parts[1:]:
                 body += block_of(self._pull(part))
         finally:
-            self._forget(answer)
+            self._forget(answer.id)
         return head, memoryview(body)
 
     def drop(self, answer: Arrived) -> None:
         """Remove an answer unread."""
-        self._forget(answer)
+        self._forget(answer.id)
 
     def close(self) -> None:
         """End the run."""
@@ -318,8 +319,8 @@ class Post:
                 raise ParcelError("one of its parts did not come")
             time.sleep(0.05)
 
-    def _forget(self, answer: Arrived) -> None:
-        request = ConfirmMessageReceivedRequest(node=self._node, run_id=self._run, message_object_id=answer.id)
+    def _forget(self, id: str) -> None:
+        request = ConfirmMessageReceivedRequest(node=self._node, run_id=self._run, message_object_id=id)
         self._try(lambda: self._runtime.ConfirmMessageReceived(request))
 
     def _try(self, call: Callable[[], T]) -> T:
