@@ -90,12 +90,6 @@ class Trial:
         """The look when a round had ended."""
         return self.at(next(e["time"] for e in self.events if e["event"] == "RoundFinished" and e["round"] == round))
 
-    @property
-    def idle(self) -> Look:
-        """Before the first client joined: all libraries are loaded, no model is."""
-        started = next(event["time"] for event in self.events if event["event"] == "RunStarted")
-        return [look for look in self.looks if look.time < started - 1][-1]
-
     def payload(self) -> float:
         """Encoded bytes of one reply."""
         last = [event for event in self.events if event["event"] == "RoundFinished"][-1]

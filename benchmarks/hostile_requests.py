@@ -25,7 +25,7 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import bytes_to_private_key, public_key_to_bytes, sign_message
 
 from fedloom.deployment.certificates import node_keys
-from fedloom.runtime.flower.mailroom import LARGEST
+from fedloom.runtime.flower.guard import LARGEST
 
 FLEET = (
     "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab",

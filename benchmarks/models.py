@@ -26,7 +26,7 @@ SIZES = {
 }  # fmt: skip
 PARTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SHAPES = {kind: dict(zip(PARTS, sizes, strict=True)) for kind, sizes in SIZES.items()}
-"""micro is for trying a script; tiny has 4.2 million parameters, small 46 million; wide, 71 million, holds large adapters."""
+"""micro is for trying a script; tiny has 4.2 M parameters, small 46 M; wide, 71 M, holds large adapters."""
 QUERY_VALUE = ("q_proj", "v_proj")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

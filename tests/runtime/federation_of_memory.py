@@ -17,8 +17,9 @@ from fedloom.runtime.letters import Ready, Recipe
 from fedloom.runtime.remote import Remote
 from fedloom.runtime.simulation import InProcess
 from fedloom.runtime.site import Dispatch, Reply, Tasks
-from fedloom.runtime.station import Built, Station, Versions
+from fedloom.runtime.station import Built, Station
 from fedloom.runtime.store import OnDisk
+from fedloom.runtime.versions import Versions
 from fedloom.runtime.wire import Marshal
 from runtime.mailroom_of_memory import Door, Room
 from seam.quadratic import World

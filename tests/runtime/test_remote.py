@@ -275,12 +275,12 @@ def test_a_thousand_rounds_leave_nothing_behind() -> None:
             table.room.actors[NODE].restless = 1.0
         assert table.ask().clients == (0, 1)
         table.room.actors[NODE].restless = 30.0
-        stale = max(stale, len(table.remote._stale))
+        stale = max(stale, len(table.remote.table.stale))
         tickets = max(tickets, *(len(a.tickets) for s in table.remote.seats for a in (s.asked, s.late) if a), 0)
     assert stale < 400
     assert tickets <= 2
     assert len(table.room.answers) == 0
     table.room.sleep(1000)
     table.remote.gather(2)
-    assert table.remote._stale == {}
+    assert table.remote.table.stale == {}
     assert table.room.most_held == 1

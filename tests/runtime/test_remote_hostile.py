@@ -119,7 +119,7 @@ def test_hundreds_of_hostile_answers_each_missed_once() -> None:
     assert not table.room.answers
     table.room.sleep(5.0)
     table.remote.gather(2)
-    assert table.remote._stale == {}
+    assert table.remote.table.stale == {}
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def client(
 
     _end_on_sigterm()
     for place in places:
-        say(place.join.name, f"{place.join.name} connects to {', '.join(place.join.addresses)}; Ctrl-C leaves")
+        say("", f"{place.join.name} connects to {', '.join(place.join.addresses)}; Ctrl-C leaves")
     take_part(places, settings or [], say)
 
 

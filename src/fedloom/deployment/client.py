@@ -20,8 +20,9 @@ from fedloom.errors import UserError
 from fedloom.models.load import location
 from fedloom.runtime.flower.node import Letter, Node
 from fedloom.runtime.letters import End, Ready, Recipe
-from fedloom.runtime.station import Built, Lost, Station, Versions, serve
+from fedloom.runtime.station import Built, Lost, Station, serve
 from fedloom.runtime.store import OnDisk
+from fedloom.runtime.versions import Versions
 from fedloom.sides import Taking
 from fedloom.version import __version__
 

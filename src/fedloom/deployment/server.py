@@ -42,8 +42,8 @@ MEMBERS = "members.json"
 WRITTEN = ("events.jsonl", "metrics.csv", "clients.csv", "rounds.csv")
 GOODBYE = 20.0
 """Seconds given to clients to take the final model."""
-LARGEST = 2 << 30
-"""Bytes an answer may have; what is larger is nonsense whatever the layout."""
+LEAST, SHARE = 64 << 20, 8
+"""Bytes an answer may have at least, and how many times the adapter: pages send two or three vectors."""
 STATES: Mapping[str, State] = {
     "joined": "joined", "idle": "idle", "working": "working", "away": "away", "refused": "refused", "late": "working",
     "silent": "away",
@@ -116,7 +116,7 @@ class Server:
         self.mailroom = Mailroom(settings, self.home.log)
         try:
             ca = self.home.ca.read_bytes() if secure else None
-            self.post = Post(_here(where.host), where.port, token, ca, LARGEST, self.mailroom.check)
+            self.post = Post(_here(where.host), where.port, token, ca, LEAST, self.mailroom.check)
             try:
                 return self._lead(begun)
             finally:
@@ -129,6 +129,7 @@ class Server:
         self._greet(begun)
         names = self._names(begun)
         parts, saved = self._parts(begun, names)
+        self.post.largest = max(LEAST, SHARE * 4 * parts.adapted.layout.size)
         path = begun or starting.new_folder(parts, Alone())
         if begun is None:
             atomic.write_text(path / MEMBERS, json.dumps(names))

@@ -7,15 +7,14 @@ d is its version d; `_memories` says for each client which version is its memory
 out with every task. So nothing has to be confirmed later: a reply that does not count, a crash on either side and a
 round done again leave the pointer where it was.
 
-A client announces itself when it starts, when it may have missed a letter, and now and then while it has nothing to do.
-Whoever announces itself while its answer is awaited is asked again, and answers from its last reply.
+A client announces itself when it starts, when it may have missed a letter, and now and then while it has nothing to do
+(`runtime/table.py` keeps count). Whoever does so while its answer is awaited is asked again, and answers from its last
+reply.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 from fedloom.channel.codec import CodecError, size
 from fedloom.contracts import ClientId, Missing, Reason, Summary
@@ -23,47 +22,18 @@ from fedloom.errors import RunStopped
 from fedloom.events import Event, Noted
 from fedloom.runtime import letters
 from fedloom.runtime.deploy_config import DeployConfig
-from fedloom.runtime.letters import Answer, Declined, End, Letter, Ready, Recipe, Refused, TaskLetter, Wants
+from fedloom.runtime.letters import Answer, End, Letter, Ready, Recipe, TaskLetter, Wants
 from fedloom.runtime.seats import Asked, Seat
 from fedloom.runtime.site import Dispatch, Reply
+from fedloom.runtime.table import GRACE, Post, Table, tame
 from fedloom.runtime.wire import Marshal
 
-LOOK = 1.0
-"""Seconds between two looks at who is there."""
 QUICK, SLOW = 0.03, 0.25
 """Seconds between two looks for answers: at first, and after a while."""
 NOTICED = 20.0
 """Seconds after its last sign of life the mailroom takes to list a client no more."""
-GRACE = 5.0
-"""Seconds a client may not be listed while it announces itself anew."""
 MOST = 1 << 50
 """What a client may count in one task."""
-WORDS = 500
-"""Letters of what a client says in words."""
-MARGIN = 600.0
-"""Seconds a letter lies in the mailroom longer than anybody waits for its answer."""
-
-
-class Post(Protocol):
-    """What the link needs of a mailroom; nodes are numbers, letters are JSON heads with bytes."""
-
-    def present(self) -> Mapping[int, str]:
-        """Nodes that give signs of life, each with when it last announced itself."""
-
-    def send(self, node: int, head: dict[str, Any], body: bytes, ttl: float) -> str:
-        """Put a letter into a mailbox; its id, "" where the node is unknown. The same `body` is stored once."""
-
-    def arrived(self, ids: Sequence[str]) -> Sequence[Any]:
-        """Answers to these (with `ask`, the id, and `error`, why there is none or None); each is told of once."""
-
-    def open(self, answer: Any) -> tuple[dict[str, Any], memoryview]:
-        """Head and body of an answer, which is gone then; ValueError: it is no letter."""
-
-    def drop(self, answer: Any) -> None:
-        """Remove an answer unread."""
-
-    def forget(self, id: str) -> None:
-        """Drop a letter that is past its time."""
 
 
 class Remote:
@@ -102,19 +72,21 @@ class Remote:
             clock: seconds.
             sleep: waits.
         """
-        self.post, self.run, self.marshal, self.deploy, self.least = post, run, marshal, deploy, least
-        self.seats = [Seat(name, node) for name, node in nodes.items()]
-        self._recipe, self._check, self._events, self._told, self._tick = recipe, check, events, told, tick
-        self._clock, self._sleep = clock, sleep
-        self._looked = -LOOK
+        self.run, self.marshal, self.deploy, self.least = run, marshal, deploy, least
+        patience = max(deploy.round_timeout, deploy.join_timeout)
+        self.table = Table(post, nodes, run, recipe, check, patience, events=events, told=told, tick=tick, clock=clock)
+        self._events, self._clock, self._sleep = events, clock, sleep
         self.waiting = False
         """Whether there is nothing to do but wait for clients."""
-        self._stale: dict[str, float] = {}
-        """Letters nobody waits for any more, and until when the mailroom keeps them."""
         self._memories: dict[ClientId, int] = {}
         self._safe: dict[int, Mapping[ClientId, int]] = {}
         self._marked: Mapping[ClientId, int] = {}
         self._wrote: dict[ClientId, int] = {}
+
+    @property
+    def seats(self) -> list[Seat]:
+        """The clients, by number."""
+        return self.table.seats
 
     # -- what the hub uses
 
@@ -122,14 +94,14 @@ class Remote:
         """Send each; yield replies in the order of client numbers, one in memory at a time."""
         ordered = sorted(dispatches, key=lambda d: d.client)
         end = self._clock() + self.deploy.round_timeout
-        self._look()
+        self.table.look()
         for dispatch in ordered:
             self._wrote.pop(dispatch.client, None)
             seat = self.seats[dispatch.client]
             if seat.here:
                 seat.asked = Asked(self._task(dispatch), self.marshal.down(dispatch))
-                self._send(seat, seat.asked)
-                self._told(seat.name, "working", dispatch.task)
+                self.table.send(seat, seat.asked)
+                self.table.told(seat.name, "working", dispatch.task)
         self.marshal.forget()
         for dispatch in ordered:
             yield self._await(self.seats[dispatch.client], dispatch, end)
@@ -185,7 +157,7 @@ class Remote:
         said = False
         self.waiting = True
         while True:
-            self._look()
+            self.table.look()
             found = sum(seat.here for seat in self.seats)
             if found >= count or (timeout is not None and self._clock() > end):
                 self.waiting = False
@@ -203,19 +175,19 @@ class Remote:
 
     def farewell(self, status: str, round: int, body: bytes, seconds: float) -> None:
         """Tell everybody who is here that the run is over, and give them `body`; wait a little for them to read it."""
-        self._look(now=True)
+        self.table.look(now=True)
         there = [seat for seat in self.seats if seat.stamp is not None and seat.refused is None]
         for client, seat in enumerate(self.seats):
             if seat in there:
                 seat.asked = Asked(partial(self._end, client, status, round), body)
-                self._send(seat, seat.asked)
+                self.table.send(seat, seat.asked)
         end = self._clock() + seconds
         while any(seat.asked is not None and seat.asked.tickets for seat in there) and self._clock() < end:
             self._sleep(QUICK)
-            self._collect()
+            self.table.collect()
         for seat in there:
             if seat.asked is not None and seat.asked.answer is not None:
-                self.post.drop(seat.asked.answer)
+                self.table.post.drop(seat.asked.answer)
             seat.asked = None
 
     # -- inside: asking
@@ -232,19 +204,6 @@ class Remote:
             self.run, ticket, dispatch.number, dispatch.round, client, dispatch.task, digest, memory, keep
         )
 
-    def _send(self, seat: Seat, asked: Asked) -> None:
-        """Send a letter, or send it again."""
-        ticket = secrets.token_hex(16)
-        id = self.post.send(seat.node, letters.head(asked.letter(ticket)), asked.body, self._ttl)
-        asked.stamp = seat.stamp
-        seat.down += len(asked.body)
-        if id:
-            asked.tickets[id] = ticket
-
-    @property
-    def _ttl(self) -> float:
-        return max(self.deploy.round_timeout, self.deploy.join_timeout) + MARGIN
-
     def _await(self, seat: Seat, dispatch: Dispatch, end: float) -> Reply:
         """The answer of a client, or why there is none."""
         pause = QUICK
@@ -253,31 +212,31 @@ class Remote:
                 reply = self._read(seat, seat.asked, dispatch)
                 if reply is not None:
                     return reply
-            if seat.left is not None and self._clock() - seat.left > max(GRACE, self.deploy.silence_timeout - NOTICED):
+            silent = max(GRACE, self.deploy.silence_timeout - NOTICED)
+            if seat.left is not None and self._clock() - seat.left > silent:
                 return self._missing(seat, dispatch, "silent", "it gives no sign of life")
             if self._clock() > end:
                 words = f"no answer within deploy.round_timeout={self.deploy.round_timeout:g} seconds"
                 return self._missing(seat, dispatch, "late", words)
             self._sleep(pause)
             pause = min(SLOW, pause * 1.2)
-            self._look()
+            self.table.look()
         return self._missing(seat, dispatch, "silent", seat.why)
 
     def _missing(self, seat: Seat, dispatch: Dispatch, reason: Reason, words: str) -> Reply:
         if seat.asked is not None:
             seat.late, seat.asked = seat.asked, None
             seat.late.body = b""  # it is not sent again
-            self._told(seat.name, reason, words)
+            self.table.told(seat.name, reason, words)
         return Reply(dispatch, None, Missing(reason, words), Summary(), 0)
 
     def _read(self, seat: Seat, asked: Asked, dispatch: Dispatch) -> Reply | None:
         """An answer that came; None: the client must build the recipe first, and is asked again then."""
-        answer, asked.answer = asked.answer, None
         try:
-            said, body = self._opened(answer, asked.ticket)
+            said, body = self.table.opened(asked.answer, asked.ticket)
             seat.up += len(body)
             if isinstance(said, Wants):
-                seat.ready, seat.joining, asked.stamp = False, None, None
+                seat.ready, seat.joining, asked.stamp, asked.answer = False, None, None, None
                 return None
             if not isinstance(said, Answer):
                 raise CodecError(f"{type(said).__name__} is no answer to a task")
@@ -292,134 +251,20 @@ class Remote:
         return self._over(seat, Reply(dispatch, up, _tamed(said.missing), _sane(said.summary), bytes_up))
 
     def _came_back(self, seat: Seat, asked: Asked) -> bool:
-        """Whether who sent what cannot be read ended while it did so: it is, or will be, asked again."""
-        stamp = asked.stamp
-        self._look(now=True)
-        return asked.answer is not None or asked.stamp != stamp or seat.left is not None
+        """Whether who sent what cannot be read ended while it did so; if it did, it is asked again."""
+        self.table.look(now=True)  # while the answer lies there, nothing is sent again
+        if seat.stamp == asked.stamp and seat.left is None:
+            return False
+        asked.answer = None
+        return True
 
     def _over(self, seat: Seat, reply: Reply) -> Reply:
         """The client has nothing to do any more."""
         if seat.asked is not None:
-            self._let_go(seat.asked)
+            self.table.let_go(seat.asked)
         seat.asked = None
-        self._told(seat.name, "idle", "")
+        self.table.told(seat.name, "idle", "")
         return reply
-
-    def _opened(self, answer: Any, ticket: str) -> tuple[letters.Reply, memoryview]:
-        head, body = self.post.open(answer)
-        said = letters.read_reply(head)
-        if not secrets.compare_digest(said.ticket.encode(), ticket.encode()):
-            raise CodecError("it answers another letter")
-        return said, body
-
-    def _let_go(self, asked: Asked) -> None:
-        """Its further answers, if it was sent more than once, are thrown away when they come."""
-        self._stale |= dict.fromkeys(asked.tickets, self._clock() + self._ttl - MARGIN / 2)
-        asked.tickets.clear()
-
-    # -- inside: looking
-
-    def _look(self, now: bool = False) -> None:
-        """What came, and who is here (once a second)."""
-        self._collect()  # first: whoever answered and then announced itself is not asked again
-        if now or self._clock() - self._looked >= LOOK:
-            self._looked = self._clock()
-            self._tick()
-            present = self.post.present()
-            for client, seat in enumerate(self.seats):
-                self._meet(client, seat, present.get(seat.node))
-            for id in [id for id, until in self._stale.items() if self._clock() > until]:
-                del self._stale[id]
-                self.post.forget(id)
-
-    def _meet(self, client: ClientId, seat: Seat, stamp: str | None) -> None:
-        """Note that a client is here or not; tell it the recipe; ask it again where that is due."""
-        if stamp is None:
-            seat.left = self._clock() if seat.left is None else seat.left
-            if seat.stamp is not None and self._clock() - seat.left > GRACE:
-                seat.stamp = None
-                self._told(seat.name, "away", "")
-            return
-        if seat.stamp is None:
-            self._told(seat.name, "joined", "")
-        seat.stamp, seat.left = stamp, None
-        if seat.refused is not None:
-            if seat.joining is None or seat.joining.stamp == stamp:
-                return
-            seat.refused = seat.joining = None  # it was started again: perhaps its owner mended what was wrong
-        if seat.late is not None and seat.late.stamp != stamp:  # whoever announces itself has nothing to do
-            self._let_go(seat.late)
-            seat.late = None
-        if not seat.ready:
-            if seat.joining is None or seat.joining.stamp != stamp or not seat.joining.tickets:
-                seat.joining = seat.joining or Asked(lambda ticket: self._recipe(client, ticket), b"")
-                self._send(seat, seat.joining)
-            return
-        asked = seat.asked
-        if asked is not None and asked.answer is None and (asked.stamp != stamp or not asked.tickets):
-            self._send(seat, asked)
-
-    def _collect(self) -> None:
-        """Take up what was answered."""
-        awaited = {
-            id: (seat, asked)
-            for seat in self.seats
-            for asked in (seat.asked, seat.joining, seat.late)
-            if asked is not None
-            for id in asked.tickets
-        }
-        for answer in self.post.arrived(sorted([*awaited, *self._stale])):
-            seat, asked = awaited.get(answer.ask, (None, None))
-            ticket = None if asked is None else asked.tickets.pop(answer.ask, None)
-            if seat is None or asked is None or ticket is None:  # nobody waits for it; perhaps since the one before it
-                self._stale.pop(answer.ask, None)
-                self._drop(answer)
-                continue
-            if answer.error is not None:  # the mailroom gave the letter up; it is sent again when the client is here
-                continue
-            if asked is seat.joining:
-                self._join(seat, answer, ticket)
-            elif asked is seat.late:
-                self._too_late(seat, answer)
-            elif asked.answer is None:
-                asked.answer, asked.ticket = answer, ticket
-            else:
-                self.post.drop(answer)
-
-    def _drop(self, answer: Any) -> None:
-        if answer.error is None:
-            self.post.drop(answer)
-
-    def _join(self, seat: Seat, answer: Any, ticket: str) -> None:
-        """What a client says to the recipe."""
-        if seat.joining is not None:
-            self._let_go(seat.joining)
-        try:
-            said, _ = self._opened(answer, ticket)
-        except ValueError as error:
-            said = Declined(ticket, f"its word on the recipe cannot be read: {error}")
-        if isinstance(said, Ready):
-            words = self._check(seat.name, said)
-            if words is None:
-                seat.ready, seat.rows = True, dict(said.rows)
-                self._told(seat.name, "idle", "")
-                return
-            refusal = Refused(self.run, secrets.token_hex(16), words)
-            self.post.send(seat.node, letters.head(refusal), b"", self._ttl)
-        else:
-            words = said.words if isinstance(said, Declined) else f"{type(said).__name__} is no answer to a recipe"
-            words = _tame(words)
-        seat.refused = words
-        self._told(seat.name, "refused", words)
-        self._events(Noted(f"{seat.name} cannot take part: {words}", "warning"))
-
-    def _too_late(self, seat: Seat, answer: Any) -> None:
-        if seat.late is not None:
-            self._let_go(seat.late)
-        seat.late = None
-        self.post.drop(answer)
-        self._events(Noted(f"{seat.name}: its answer came too late and does not count", "warning"))
-        self._told(seat.name, "idle", "")
 
 
 def _sane(summary: Summary) -> Summary:
@@ -429,9 +274,4 @@ def _sane(summary: Summary) -> Summary:
 
 
 def _tamed(missing: Missing | None) -> Missing | None:
-    return None if missing is None else Missing(missing.reason, _tame(missing.detail))
-
-
-def _tame(words: str) -> str:
-    """A client's words for logs and terminals: not endless, and nothing a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in words[:WORDS])
+    return None if missing is None else Missing(missing.reason, tame(missing.detail))

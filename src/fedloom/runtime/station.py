@@ -6,25 +6,24 @@ makes a client train twice on what counts once. Text never leaves: messages are 
 what went wrong here is told the server as a kind of error, its words stay in this terminal.
 """
 
-import json
 import random
 import re
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedloom import atomic
 from fedloom.channel.codec import CodecError
 from fedloom.contracts import ClientId, Missing, Summary
 from fedloom.errors import UserError
 from fedloom.runtime import letters
+from fedloom.runtime.kept import Kept
 from fedloom.runtime.letters import Answer, Declined, End, Ready, Recipe, Refused, Seen, TaskLetter, Wants
 from fedloom.runtime.site import Dispatch, Reply, Site
-from fedloom.runtime.store import Memory, OnDisk, PendingState
+from fedloom.runtime.versions import Versions
 from fedloom.runtime.wire import Marshal
 
 QUICK, SLOW = 0.1, 2.0
@@ -87,51 +86,6 @@ class Built:
     """Takes the final model to itself, into a folder; what it says to a person."""
 
 
-class Versions:
-    """A client's memory by the number of the dispatch that wrote it; the store of a site."""
-
-    def __init__(self, shelves: Mapping[ClientId, OnDisk]) -> None:
-        self.shelves = dict(shelves)
-        self._held: dict[ClientId, int] = {}
-        self.wrote: dict[ClientId, bool] = {}
-
-    def hold(self, client: ClientId, version: int, keep: Sequence[int]) -> None:
-        """Let `version` be the memory; versions beyond it and `keep` go.
-
-        Raises:
-            LookupError: it is not here.
-        """
-        shelf = self.shelves[client]
-        found = shelf.rounds(client)
-        if version and version not in found:
-            raise LookupError(f"version {version:x} of this client's memory")
-        for old in found:
-            if old != version and old not in keep:
-                shelf.drop(client, old)
-        self._held[client] = version
-
-    def has(self, client: ClientId, version: int) -> bool:
-        """Whether that version is here."""
-        return version in self.shelves[client].rounds(client)
-
-    def open(self, client: ClientId) -> PendingState:
-        """The memory as a task sees it."""
-        version = self._held[client]
-        return PendingState(self.shelves[client].read(client, version) if version else Memory())
-
-    def keep(self, client: ClientId, round: int, state: PendingState) -> None:
-        """What was written becomes version `round`."""
-        self.wrote[client] = bool(state.written)
-        if state.written:
-            self.shelves[client].write(client, round, Memory({**state.memory.entries, **state.written}))
-
-    def commit(self, *rounds: int) -> None:
-        """The server says what to keep with every task."""
-
-    def rewind(self, round: int, search: bool = True) -> None:
-        """The server says which version counts with every task."""
-
-
 class Station:
     """One client at one server."""
 
@@ -152,7 +106,7 @@ class Station:
             say: tells a person.
             clock: seconds.
         """
-        self.mailbox, self.folder, self._build, self._say, self._clock = mailbox, folder, build, say, clock
+        self.mailbox, self.kept, self._build, self._say, self._clock = mailbox, Kept(folder), build, say, clock
         self.over: str | None = None
         """How the run ended."""
         self._announced = False
@@ -231,7 +185,7 @@ class Station:
                 self._on_end(letter, said)
 
     def _on_recipe(self, letter: Any, recipe: Recipe) -> None:
-        place = self._place(recipe.run)
+        self.kept.place(recipe.run)
         if not 0 <= recipe.client < recipe.clients:
             raise CodecError(f"client {recipe.client} of {recipe.clients} cannot be")
         try:
@@ -242,8 +196,7 @@ class Station:
                 self.mailbox.done(letter)
             raise
         ready = built.ready(recipe.ticket)
-        kept = {"recipe": letters.head(recipe), "traits": dict(ready.traits)}
-        atomic.write_text(place / "recipe.json", json.dumps(kept))
+        self.kept.keep_recipe(recipe, ready)
         self.mailbox.answer(letter, letters.head(ready), b"")
         self.mailbox.done(letter)
 
@@ -251,7 +204,7 @@ class Station:
         known = self._recipe
         same = known is not None and (known.run, known.text, known.client) == (recipe.run, recipe.text, recipe.client)
         if self._built is None or not same:
-            place = self._place(recipe.run)
+            place = self.kept.place(recipe.run)
             place.mkdir(parents=True, exist_ok=True)
             self._say(f"run {recipe.run}: preparing the model and the data")
             self._built = self._build(recipe, place)
@@ -266,32 +219,25 @@ class Station:
             return
         if self._recipe is None or task.client != self._recipe.client:
             raise CodecError("it is for another client")
-        answer, body = self._said_before(built, task)
-        if answer is None:
+        said = self._said_before(built, task)
+        if said is None:
             data = self.mailbox.body(letter)
             if letters.digest(data) != task.digest:
                 raise CodecError("a task's message is not what its head says")
-            answer, body = self._do(built, task, bytes(data))
-            self._write(task, answer, body)
-        self.mailbox.answer(
-            letter, letters.head(Answer(task.ticket, answer.summary, answer.missing, answer.wrote)), body
-        )
+            said = self._do(built, task, bytes(data))
+            self.kept.keep_answer(task, *said)
+        answer, body = said
+        self.mailbox.answer(letter, letters.head(replace(answer, ticket=task.ticket)), body)
         self.mailbox.done(letter)
 
     def _remembered(self, run: str) -> Built | None:
         """What was built for this run, before a restart too; None: nothing, or by a version that wrote otherwise."""
         if self._built is not None and self._run == run:
             return self._built
-        path = self._place(run) / "recipe.json"
-        if not path.exists():
+        kept = self.kept.recipe(run)
+        if kept is None:
             return None
-        try:
-            kept = json.loads(path.read_text())
-            recipe, traits = letters.read_letter(kept["recipe"]), dict(kept["traits"])
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return None
-        if not isinstance(recipe, Recipe):
-            return None
+        recipe, traits = kept
         built = self._open(recipe)
         changed = [name for name, value in built.ready("").traits.items() if traits.get(name) != value]
         if changed:
@@ -325,30 +271,12 @@ class Station:
         self._say(words)
         return Answer("", Summary(), Missing("failed", words), False)
 
-    def _said_before(self, built: Built, task: TaskLetter) -> tuple[Answer | None, bytes]:
-        """The last answer, if this is the task it was to, on the same memory, and what it wrote is still here."""
-        path = self._place(task.run) / f"answer-{task.client}"
-        if not path.exists():
-            return None, b""
-        head, _, body = path.read_bytes().partition(b"\n")
-        try:
-            kept = json.loads(head)
-            if [kept["number"], kept["memory"], kept["digest"]] != [task.number, task.memory, task.digest]:
-                return None, b""
-            said = letters.read_reply(kept["answer"])
-        except (ValueError, LookupError, TypeError, AttributeError):  # it is another version's, and is written anew
-            return None, b""
-        if not isinstance(said, Answer) or (said.wrote and not _versions(built).has(task.client, task.number)):
-            return None, b""
-        return said, body
-
-    def _write(self, task: TaskLetter, answer: Answer, body: bytes) -> None:
-        """Keep an answer before it is given; one that says that something failed may be another one next time."""
-        path = self._place(task.run) / f"answer-{task.client}"
-        if answer.missing is not None:
-            return
-        key = {"number": task.number, "memory": task.memory, "digest": task.digest}
-        atomic.write_bytes(path, json.dumps({**key, "answer": letters.head(answer)}).encode() + b"\n" + body)
+    def _said_before(self, built: Built, task: TaskLetter) -> tuple[Answer, bytes] | None:
+        """The last answer, if it is to this task and what it wrote is still here."""
+        kept = self.kept.answer(task)
+        if kept is None or (kept[0].wrote and not _versions(built).has(task.client, task.number)):
+            return None
+        return kept
 
     def _on_end(self, letter: Any, end: End) -> None:
         words = f"the run is {end.status.replace('_', ' ')} after {end.round} rounds"
@@ -366,24 +294,10 @@ class Station:
             built = self._remembered(end.run)
             if built is None or self._recipe is None:
                 return "this client took no part in it"
-            return built.end(end, self._recipe.client, data, self._place(end.run))
+            return built.end(end, self._recipe.client, data, self.kept.place(end.run))
         except Exception as error:  # the run is over all the same
             self._say(traceback.format_exc().rstrip())
             return f"its model could not be taken ({type(error).__name__}, see above)"
-
-    def _place(self, run: str) -> Path:
-        """The folder of a run.
-
-        Raises:
-            CodecError: its name is none.
-        """
-        if (
-            not 0 < len(run.encode(errors="replace")) <= 200
-            or run[0] == "."
-            or not all(c.isalnum() or c in "-_." for c in run)
-        ):
-            raise CodecError(f"a run cannot be named {run[:40]!r}")
-        return self.folder / "runs" / run
 
 
 def serve(stations: Sequence[Station], sleep: Callable[[float], None] = time.sleep) -> None:

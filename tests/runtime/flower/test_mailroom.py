@@ -14,7 +14,8 @@ from flwr.proto.node_pb2 import Node as ProtoNode
 
 from deployment.processes import free_port
 from fedloom.errors import RunStopped, UserError
-from fedloom.runtime.flower.mailroom import LARGEST, SMALL, TOKEN, Settings
+from fedloom.runtime.flower.guard import LARGEST, SMALL, TOKEN
+from fedloom.runtime.flower.mailroom import Settings
 from fedloom.runtime.flower.process import Mailroom
 from runtime.flower.rooms import Room, until
 

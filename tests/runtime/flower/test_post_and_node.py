@@ -13,7 +13,7 @@ from fedloom.deployment import certificates
 from fedloom.deployment.certificates import node_keys
 from fedloom.runtime.flower import node as nodes
 from fedloom.runtime.flower import post as posts
-from fedloom.runtime.flower.mailroom import VALID, Guard
+from fedloom.runtime.flower.guard import VALID, Guard
 from fedloom.runtime.flower.node import Node, _why
 from fedloom.runtime.flower.parcels import BLOCK, ParcelError
 from fedloom.runtime.station import Lost, Stranger

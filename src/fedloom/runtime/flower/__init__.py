@@ -5,7 +5,8 @@ each. What a letter says is ours (`runtime/letters.py`). Not used are Flower's r
 travels), its command line and its client process; nothing phones home.
 
 - `parcels.py`: letters as Flower's objects and back
-- `mailroom.py`: the process that holds mailboxes (Flower's SuperLink) behind a guard; `process.py` starts it
+- `mailroom.py`: the process that holds mailboxes (Flower's SuperLink); `process.py` starts it
+- `guard.py`: what stands before it
 - `post.py`: the server's hand in it
 - `node.py`: a client's
 """

@@ -2,52 +2,22 @@
 
     python -m fedloom.runtime.flower.mailroom      # settings as one line of JSON on its input; ends when that closes
 
-Flower's SuperLink serves nodes, operators and apps on one port and asks only nodes who they are. The guard lets nodes
-through and everybody else only with a token that this server's own process knows, wherever the request comes from:
-behind a reverse proxy all of them seem to come from this machine. Mailboxes are in memory; what must last is in the
-run folder, and clients register anew with every start.
+Mailboxes are in memory; what must last is in the run folder, and clients register anew with every start.
 """
 
-import base64
-import hashlib
-import hmac
 import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from fedloom.runtime.flower.guard import Guard
 
-from fedloom.runtime.flower.parcels import BLOCK
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-TOKEN = "x-fedloom-token"
-NODES = "/v1/fleet/"
-CLOSED = ("/v1/fleet/register-node", "/v1/fleet/unregister-node")
-"""What a node could ask for, but not here: keys are registered by the server alone."""
-HEALTH = "/health"
-BLOCKS = "/v1/fleet/push-object"
-LARGEST, SMALL = BLOCK + (1 << 20), 128 << 10
-"""Bytes of one request of a node: with a block, and any other; the names of 500 blocks are 40 kB."""
-SIGNER, SIGNED_AT = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), TIMESTAMP_HEADER.lower().encode()
-"""Names of Flower's headers."""
-VALID = TIMESTAMP_TOLERANCE + 2 * SYSTEM_TIME_TOLERANCE
-"""Seconds for which Flower takes a signature for fresh."""
-KNOWN = frozenset({200, 403, 412})
-"""What Flower answers only after it has found a signature to be right."""
-Mark: TypeAlias = tuple[bytes, bytes]
-"""What makes a signed request that one: whose it is, and when it was signed."""
-
-log = logging.getLogger("fedloom.guard")
+LINES = 600
+"""Lines the log takes in a minute: a flood of refusals must not fill the disk."""
 
 
 @dataclass(frozen=True)
@@ -64,132 +34,6 @@ class Settings:
     def line(self) -> bytes:
         """As the process reads them."""
         return json.dumps(asdict(self)).encode() + b"\n"
-
-
-class Guard:
-    """ASGI middleware: who may ask for what, how much may be sent, and a line in the log for everything refused.
-
-    A node signs the time and nothing else, and Flower takes a signature as often as it is shown. Here it opens once, so
-    that whoever overhears a request, at a proxy that ends TLS for example, cannot send it or another in its place.
-    """
-
-    def __init__(self, app: Any, token: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.app, self.token, self._clock = app, token.encode(), clock
-        self._seen: dict[Mark, float] = {}
-        """Signed requests that may still be fresh, and until when, oldest first."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or refuse it."""
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-            return
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await _answer(scope, send, *refusal)
-            return
-        mark = _mark(scope)
-        if mark is not None and not self._ours(scope) and not self._first(mark):
-            await _answer(scope, send, 401, "this request was made before")
-            return
-
-        said: list[int] = []
-        try:
-            await self.app(scope, _counted(receive, self._bound(scope)), _watched(scope, send, said))
-        finally:
-            if mark is not None and not KNOWN.intersection(said):  # else strangers could fill the memory
-                self._seen.pop(mark, None)
-
-    def _first(self, mark: Mark) -> bool:
-        """Whether a signature is shown for the first time; it is remembered for as long as it is valid."""
-        now = self._clock()
-        while self._seen and (oldest := next(iter(self._seen.items())))[1] < now:
-            del self._seen[oldest[0]]
-        if mark in self._seen:
-            return False
-        self._seen[mark] = now + VALID
-        return True
-
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and words, or None: it may pass."""
-        if scope["type"] != "http":
-            return 403, "only requests over HTTP are served"
-        if self._ours(scope):
-            return None
-        path = scope["path"]
-        if scope["method"] == "GET" and path == HEALTH:
-            return None
-        if scope["method"] != "POST" or not path.startswith(NODES) or path in CLOSED:
-            return 403, "forbidden"
-        length = _header(scope, b"content-length")
-        if not length.isdigit():
-            return 411, "a length is required"
-        if int(length) > self._bound(scope):
-            return 413, f"more than {self._bound(scope)} bytes"
-        return None
-
-    def _bound(self, scope: Scope) -> int:
-        if self._ours(scope):
-            return sys.maxsize
-        return LARGEST if scope["path"] == BLOCKS else SMALL
-
-    def _ours(self, scope: Scope) -> bool:
-        return hmac.compare_digest(_header(scope, TOKEN.encode()), self.token)
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    found = [value for key, value in scope["headers"] if key.lower() == name]
-    return bytes(found[0]) if len(found) == 1 else b""
-
-
-def _counted(receive: Receive, most: int) -> Receive:
-    """Ends a request that sends more than it said."""
-    seen = 0
-
-    async def counted() -> MutableMapping[str, Any]:
-        nonlocal seen
-        event = await receive()
-        seen += len(event.get("body", b""))
-        return {"type": "http.disconnect"} if seen > most else event
-
-    return counted
-
-
-def _mark(scope: Scope) -> Mark | None:
-    """What a request is signed with; None: with nothing that Flower would take."""
-    key, when = _header(scope, SIGNER), _header(scope, SIGNED_AT)
-    try:
-        return (hashlib.sha256(base64.b64decode(key, validate=True)).digest(), when) if key and when else None
-    except ValueError:
-        return None
-
-
-def _watched(scope: Scope, send: Send, said: list[int]) -> Send:
-    """Notes what Flower says, and tells what it refuses."""
-
-    async def watched(event: MutableMapping[str, Any]) -> None:
-        if event["type"] == "http.response.start":
-            said.append(event["status"])
-            if event["status"] >= 400:
-                _tell(scope, event["status"])
-        await send(event)
-
-    return watched
-
-
-async def _answer(scope: Scope, send: Send, status: int, words: str) -> None:
-    _tell(scope, status)
-    if scope["type"] == "http":
-        body = words.encode()
-        head = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": status, "headers": head})
-        await send({"type": "http.response.body", "body": body})
-    else:
-        await send({"type": "websocket.close", "code": 1008})
-
-
-def _tell(scope: Scope, status: int) -> None:
-    peer = (scope.get("client") or ("?", 0))[0]
-    log.warning("refused %d %s %r from %s", status, scope.get("method", scope["type"]), scope["path"][:200], peer)
 
 
 def application(settings: Settings) -> Any:
@@ -216,7 +60,8 @@ def main() -> int:
     """Serve until the input closes."""
     import uvicorn
 
-    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.WARNING)
+    _log()
+    _many_connections()
     logging.getLogger("flwr").handlers.clear()
     logging.getLogger("flwr").setLevel(logging.WARNING)
     settings = Settings(**json.loads(sys.stdin.buffer.readline()))
@@ -227,6 +72,41 @@ def main() -> int:
         ws="none", lifespan="on", timeout_graceful_shutdown=2,
     )  # fmt: skip
     return 0
+
+
+class Sparing(logging.Filter):
+    """Lets so many lines through in a minute, and says how many it kept back."""
+
+    def __init__(self, most: int = LINES) -> None:
+        super().__init__()
+        self.most, self._minute, self._count = most, 0.0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        now = time.monotonic()
+        if now - self._minute > 60:
+            kept_back, self._minute, self._count = self._count - self.most, now, 0
+            if kept_back > 0:
+                record.msg = f"({kept_back} lines of the last minute were left out) {record.msg}"
+        self._count += 1
+        return self._count <= self.most
+
+
+def _log() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.addFilter(Sparing())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+
+
+def _many_connections() -> None:
+    """As many open files as this system lets a process have."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such bound
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _end_with(source: int) -> None:

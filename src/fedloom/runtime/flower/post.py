@@ -37,7 +37,7 @@ from flwr.supercore.interceptors.http.utils import add_headers
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedloom.errors import RunStopped
-from fedloom.runtime.flower.mailroom import TOKEN
+from fedloom.runtime.flower.guard import TOKEN
 from fedloom.runtime.flower.parcels import KIND, Body, Parcel, ParcelError, block_of, head_of, leaves
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ class Post:
         Raises:
             RunStopped: it does not answer.
         """
-        self._url, self._guard, self._largest, self._check = f"https://{host}:{port}", _Token(token), largest, check
+        self._url, self._guard, self.largest, self._check = f"https://{host}:{port}", _Token(token), largest, check
         self._verify: Any = True
         if ca is None:
             self._url = f"http://{host}:{port}"
@@ -198,7 +198,7 @@ class Post:
                 error = message.error.reason or f"Flower's error {message.error.code}"
             else:
                 try:
-                    parts = leaves(tree, self._largest)
+                    parts = leaves(tree, self.largest)
                 except ParcelError as problem:
                     error = str(problem)
                     self._forget(tree.object_id)
