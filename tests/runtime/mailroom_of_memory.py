@@ -149,6 +149,9 @@ class Room:
             if self.now - self.seen.get(node, 0.0) <= LISTED and self.hidden.get(node, -1.0) < self.now
         }
 
+    def sent(self) -> None:
+        """Nothing is kept besides the letters."""
+
     def send(self, node: int, head: dict[str, Any], body: bytes, ttl: float) -> str:
         if node not in self.stamps:
             return ""

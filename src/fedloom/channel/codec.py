@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
+
+from fedloom.channel import frames
 
 FORMAT = "fedloom-1"
 KEY = "fedloom"
@@ -53,30 +52,16 @@ def encode(value: Any, envelope: Envelope | None = None) -> bytes:
         TypeError: it holds something that cannot travel.
     """
     header, tensors = _split(value, envelope)
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        if place in seen:  # safetensors refuses shared memory; what shares it here is no business of the wire
-            tensors[name] = tensor.clone()
-        seen.add(place)
-    return safetensors.torch.save(tensors, metadata=header)
+    return frames.write(tensors, header)
 
 
 def size(value: Any, envelope: Envelope | None = None) -> int:
     """How many bytes `encode` would give, without copying a tensor."""
     header, tensors = _split(value, envelope)
-    entries: dict[str, Any] = {"__metadata__": header}
-    offset = 0
-    for name in sorted(tensors, key=lambda n: (ORDER.index(tensors[n].dtype), n)):
-        tensor = tensors[name]
-        end = offset + tensor.numel() * tensor.element_size()
-        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    return 8 + math.ceil(len(text) / 8) * 8 + offset
+    return frames.size(tensors, header)
 
 
-def decode(kind: type[V], data: bytes, expect: Envelope | None = None) -> V:
+def decode(kind: type[V], data: bytes | memoryview, expect: Envelope | None = None) -> V:
     """The value of type `kind` in these bytes.
 
     Args:
@@ -87,14 +72,15 @@ def decode(kind: type[V], data: bytes, expect: Envelope | None = None) -> V:
     Raises:
         CodecError: truncated or foreign bytes, another envelope, or fields that do not fit `kind`.
     """
-    header = _header(data)
-    if header.get("format") != FORMAT:
-        raise CodecError(f"these bytes are of format {header.get('format')!r}, this version reads {FORMAT!r}")
-    if expect is not None:
-        _check(header.get("envelope"), expect)
     try:
-        tensors = {name: aligned(tensor) for name, tensor in safetensors.torch.load(data).items()}
-    except SafetensorError as error:
+        head = frames.read_head(data)
+        header = _header(head)
+        if header.get("format") != FORMAT:
+            raise CodecError(f"these bytes are of format {header.get('format')!r}, this version reads {FORMAT!r}")
+        if expect is not None:
+            _check(header.get("envelope"), expect)
+        tensors = frames.read(data, head)
+    except frames.FrameError as error:
         raise CodecError(f"{len(data)} bytes are not a whole message: {error}") from None
     try:
         return typing.cast(V, _join(kind, header["body"], tensors, kind.__name__))
@@ -131,26 +117,6 @@ def joined(kind: type[V], node: Any) -> V:
         raise CodecError(f"this does not fit {kind.__name__}: {error!r}") from None
 
 
-ALIGNMENT = 64
-"""Bytes; where torch's own tensors begin."""
-
-
-def aligned(tensor: Tensor) -> Tensor:
-    """The tensor where torch would have put it: products of numbers that begin elsewhere may differ in the last bit."""
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
-
-
-ORDER = (
-    torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16, torch.int16, torch.int8,
-    torch.uint8, torch.bool,
-)  # fmt: skip
-"""Formats in the order safetensors lays them out."""
-_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-
-
 def _split(value: Any, envelope: Envelope | None) -> tuple[dict[str, str], dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     body = _plain(value, "v", tensors)
@@ -164,7 +130,7 @@ def _split(value: Any, envelope: Envelope | None) -> tuple[dict[str, str], dict[
 def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """JSON for everything but tensors, which are put aside under a number."""
     if isinstance(value, Tensor):
-        if value.dtype not in _DTYPES:
+        if value.dtype not in frames.NAMES:
             raise TypeError(f"{path}: a tensor of {value.dtype} cannot travel")
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous()
@@ -184,14 +150,10 @@ def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"{path}: a {type(value).__name__} cannot travel; use tensors, numbers, text, tuples and dicts")
 
 
-def _header(data: bytes) -> dict[str, Any]:
-    if len(data) < 8:
-        raise CodecError(f"{len(data)} bytes are too few for a message")
-    length = int.from_bytes(data[:8], "little")
-    if length > len(data) - 8:
-        raise CodecError(f"a message of {len(data)} bytes announces a header of {length}: it is truncated or foreign")
+def _header(head: Mapping[str, Any]) -> dict[str, Any]:
+    """Our own part of a frame's header."""
     try:
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
+        header = json.loads(head[frames.METADATA][KEY])
     except (ValueError, KeyError, TypeError, RecursionError):
         header = None
     if not isinstance(header, dict):

@@ -23,7 +23,7 @@ from fedloom.events import Event, Noted
 from fedloom.runtime import letters
 from fedloom.runtime.deploy_config import DeployConfig
 from fedloom.runtime.letters import Answer, End, Letter, Ready, Recipe, TaskLetter, Wants
-from fedloom.runtime.seats import Asked, Seat
+from fedloom.runtime.seats import Asked, Seat, nothing
 from fedloom.runtime.site import Dispatch, Reply
 from fedloom.runtime.table import GRACE, Post, Table, tame
 from fedloom.runtime.wire import Marshal
@@ -99,10 +99,10 @@ class Remote:
             self._wrote.pop(dispatch.client, None)
             seat = self.seats[dispatch.client]
             if seat.here:
-                seat.asked = Asked(self._task(dispatch), self.marshal.down(dispatch))
+                seat.asked = Asked(self._task(dispatch), partial(self.marshal.down, dispatch))
                 self.table.send(seat, seat.asked)
                 self.table.told(seat.name, "working", dispatch.task)
-        self.marshal.forget()
+        self._sent()
         for dispatch in ordered:
             yield self._await(self.seats[dispatch.client], dispatch, end)
 
@@ -179,7 +179,7 @@ class Remote:
         there = [seat for seat in self.seats if seat.stamp is not None and seat.refused is None]
         for client, seat in enumerate(self.seats):
             if seat in there:
-                seat.asked = Asked(partial(self._end, client, status, round), body)
+                seat.asked = Asked(partial(self._end, client, status, round), lambda: body)
                 self.table.send(seat, seat.asked)
         end = self._clock() + seconds
         while any(seat.asked is not None and seat.asked.tickets for seat in there) and self._clock() < end:
@@ -191,6 +191,11 @@ class Remote:
             seat.asked = None
 
     # -- inside: asking
+
+    def _sent(self) -> None:
+        """Let go of the bytes of what was sent; whoever must be asked again gets them made again."""
+        self.marshal.forget()
+        self.table.post.sent()
 
     def _end(self, client: ClientId, status: str, round: int, ticket: str) -> Letter:
         return End(self.run, ticket, status, round, self._memories.get(client, 0))
@@ -221,12 +226,13 @@ class Remote:
             self._sleep(pause)
             pause = min(SLOW, pause * 1.2)
             self.table.look()
+            self._sent()
         return self._missing(seat, dispatch, "silent", seat.why)
 
     def _missing(self, seat: Seat, dispatch: Dispatch, reason: Reason, words: str) -> Reply:
         if seat.asked is not None:
             seat.late, seat.asked = seat.asked, None
-            seat.late.body = b""  # it is not sent again
+            seat.late.body = nothing  # it is not sent again
             self.table.told(seat.name, reason, words)
         return Reply(dispatch, None, Missing(reason, words), Summary(), 0)
 
@@ -240,7 +246,7 @@ class Remote:
                 return None
             if not isinstance(said, Answer):
                 raise CodecError(f"{type(said).__name__} is no answer to a task")
-            up = None if said.missing is not None else self.marshal.read_up(bytes(body), dispatch)
+            up = None if said.missing is not None else self.marshal.read_up(body, dispatch)
         except ValueError as error:
             if self._came_back(seat, asked):
                 return None

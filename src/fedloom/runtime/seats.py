@@ -7,13 +7,19 @@ from typing import Any
 from fedloom.runtime.letters import Letter
 
 
+def nothing() -> bytes:
+    """The body of a letter without one."""
+    return b""
+
+
 @dataclass
 class Asked:
     """A letter to one client, as often as it was sent."""
 
     letter: Callable[[str], Letter]
     """The letter, given a ticket."""
-    body: bytes
+    body: Callable[[], bytes]
+    """Makes its body; bytes are not kept while the answer is awaited."""
     stamp: str | None = None
     """When the client had last announced itself as this was sent last; None: it was not sent yet."""
     tickets: dict[str, str] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from fedloom.contracts import ClientId
 from fedloom.events import Event, Noted
 from fedloom.runtime import letters
 from fedloom.runtime.letters import Declined, Ready, Recipe, Refused
-from fedloom.runtime.seats import Asked, Seat
+from fedloom.runtime.seats import Asked, Seat, nothing
 
 LOOK = 1.0
 """Seconds between two looks at who is there."""
@@ -35,6 +35,9 @@ class Post(Protocol):
 
     def send(self, node: int, head: dict[str, Any], body: bytes, ttl: float) -> str:
         """Put a letter into a mailbox; its id, "" where the node is unknown. The same `body` is stored once."""
+
+    def sent(self) -> None:
+        """What was sent last is not sent again soon: its bytes may go."""
 
     def arrived(self, ids: Sequence[str]) -> Sequence[Any]:
         """Answers to these (with `ask`, the id, and `error`, why there is none or None); each is told of once."""
@@ -92,9 +95,10 @@ class Table:
     def send(self, seat: Seat, asked: Asked) -> None:
         """Send a letter, or send it again."""
         ticket = secrets.token_hex(16)
-        id = self.post.send(seat.node, letters.head(asked.letter(ticket)), asked.body, self.ttl)
+        body = asked.body()
+        id = self.post.send(seat.node, letters.head(asked.letter(ticket)), body, self.ttl)
         asked.stamp = seat.stamp
-        seat.down += len(asked.body)
+        seat.down += len(body)
         if id:
             asked.tickets[id] = ticket
 
@@ -179,7 +183,7 @@ class Table:
             seat.late = None
         if not seat.ready:
             if seat.joining is None or seat.joining.stamp != stamp or not seat.joining.tickets:
-                seat.joining = seat.joining or Asked(partial(self._recipe, client), b"")
+                seat.joining = seat.joining or Asked(partial(self._recipe, client), nothing)
                 self.send(seat, seat.joining)
             return
         asked = seat.asked

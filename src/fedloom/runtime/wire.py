@@ -59,7 +59,7 @@ class Marshal:
         """Let go of the message that was encoded last."""
         self._last = None
 
-    def read_down(self, task: str, round: int, data: bytes) -> Message:
+    def read_down(self, task: str, round: int, data: bytes | memoryview) -> Message:
         """A task's message.
 
         Raises:
@@ -74,7 +74,7 @@ class Marshal:
         d = reply.dispatch
         return b"" if reply.up is None else encode(reply.up, self.envelope(type(reply.up), d.round, d.number, d.client))
 
-    def read_up(self, data: bytes, dispatch: Dispatch) -> Message:
+    def read_up(self, data: bytes | memoryview, dispatch: Dispatch) -> Message:
         """The message of an answer to a task of ours.
 
         Raises:

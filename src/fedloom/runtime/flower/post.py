@@ -178,6 +178,10 @@ class Post:
         id: str = found.message_ids[0]
         return id
 
+    def sent(self) -> None:
+        """What was sent last is not sent again soon: its bytes may go."""
+        self._body = None
+
     def arrived(self, ids: Sequence[str]) -> list[Arrived]:
         """Which of these messages have an answer, whole or none at all; each is told of once.
 
