@@ -6,6 +6,7 @@ Fedloom errors form one small tree:
     ├── UserError        what was asked cannot work; the command line prints it and exits with 2
     │   └── ConfigError  one or several mistakes in the configuration, all at once
     └── RunStopped       the run cannot go on but left a checkpoint; exits with 1
+        └── AskedToStop  somebody asked it to; exits with 0
 
 Anything else is a bug of ours and keeps its traceback.
 """
@@ -32,6 +33,10 @@ class ConfigError(UserError):
 
 class RunStopped(FedloomError):
     """The run ended early for a reason outside the program; a checkpoint says where it can go on."""
+
+
+class AskedToStop(RunStopped):
+    """The run ended early because somebody asked for that."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ from fedloom.config.checks import require
 from fedloom.config.methods import without_effect
 from fedloom.contracts import Algorithm, Model
 from fedloom.engine.schedule import round_rate
-from fedloom.errors import RunStopped, UserError
+from fedloom.errors import AskedToStop, UserError
 from fedloom.evaluation import Evaluator
 from fedloom.events import (
     BestModel,
@@ -263,7 +263,7 @@ class Session:
         if round == rounds or self.progress.stopped or halt or round % self.config.checkpoint.every == 0:
             self._checkpoint(state)
         if halt and round < rounds and not self.progress.stopped:
-            raise RunStopped(f"stopped after round {round}, as asked; the same command goes on")
+            raise AskedToStop(f"stopped after round {round}, as asked; the same command goes on")
 
     def _round_finished(self, seconds: float) -> None:
         t, c = self.hub.traffic, self.config

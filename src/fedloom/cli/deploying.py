@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PORT: Final = 9092
 HomeOption = Annotated[Path, typer.Option("--home", help="The server's own folder: keys, invitations, status.")]
 HOME: Final = Path("fedloom-server")
+DEPLOYED: Final = ("partition=natural", "data.source=each client's own", "data.limit=null")
+"""What a recipe says of one machine's data means nothing to a server."""
 NEEDED: Final = "a deployment needs Flower: pip install 'fedloom[deploy]'"
 
 
@@ -52,7 +54,7 @@ def server(
     report: Report = True,
 ) -> None:  # fmt: skip
     """Lead a run over clients on other machines; the same command again goes on with it."""
-    config = loaded("server", recipe, overrides)
+    config = loaded("server", recipe, [*(overrides or []), *DEPLOYED])
     _needed()
     from fedloom.deployment.server import Server
 
@@ -194,7 +196,7 @@ def deploy_check(
 
 def _end_on_sigterm() -> None:
     """Let a service manager's request to end be what Ctrl-C is: say goodbye, keep what was reached."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _needed() -> None:

@@ -1,6 +1,6 @@
 """Exit codes: what a command raises, as a message and a number.
 
-0    done
+0    done, or stopped by `fedloom stop`
 1    the run stopped but left a checkpoint (a message), or a mistake of ours (a traceback)
 2    what was asked cannot work: a message, without a traceback
 130  Ctrl-C
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import typer
 
-from fedloom.errors import RunStopped, UserError
+from fedloom.errors import AskedToStop, RunStopped, UserError
 from fedloom.runtime import place
 
 STOPPED: Final = 1
@@ -96,6 +96,8 @@ def _verdict(error: UserError | RunStopped | OSError) -> tuple[int, str]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
         return STOPPED, disk_full(error)
+    if isinstance(error, AskedToStop):
+        return 0, str(error)
     return (STOPPED if isinstance(error, RunStopped) else ASKED_WRONG), str(error)
 
 

@@ -44,20 +44,6 @@ def sendable(config: Config, clients: dict[str, ClientId], cohort: int) -> str:
     return dump(config.model_copy(update=changes))
 
 
-def unused(config: Config) -> list[str]:
-    """Settings that were given and mean nothing here, in words."""
-    given = {
-        "data.source": config.data.source != DataConfig().source,
-        "data.limit": config.data.limit is not None,
-        "partition": config.partition.model_fields_set - {"method"} or not isinstance(config.partition, NaturalConfig),
-        "runtime": config.runtime != RuntimeConfig(window=config.runtime.window),
-    }
-    found = [name for name, said in given.items() if said]
-    if not found:
-        return []
-    return [f"{', '.join(found)}: not looked at in a deployment, where every client brings its own rows and machine"]
-
-
 def fingerprint(text: str) -> str:
     """Of a sent recipe."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

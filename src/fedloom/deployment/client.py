@@ -9,7 +9,7 @@ from typing import Any
 from fedloom import atomic
 from fedloom.adapters import build as adapters
 from fedloom.assembly import Parts
-from fedloom.channel.codec import decode
+from fedloom.channel.codec import CodecError, decode
 from fedloom.config import parse
 from fedloom.contracts import ClientId, Model
 from fedloom.data.federated import build_own
@@ -19,6 +19,7 @@ from fedloom.deployment.locking import Busy, held
 from fedloom.errors import UserError
 from fedloom.models.load import location
 from fedloom.runtime.flower.node import Letter, Node
+from fedloom.runtime.flower.parcels import ParcelError
 from fedloom.runtime.letters import End, Ready, Recipe
 from fedloom.runtime.station import Built, Lost, Station, serve
 from fedloom.runtime.store import OnDisk
@@ -66,11 +67,13 @@ class Door:
 
     def letter(self) -> Letter | None:
         """The next letter."""
-        return self._node.letter()
+        with _read():
+            return self._node.letter()
 
     def body(self, letter: Letter) -> memoryview:
         """A letter's body."""
-        return self._node.body(letter)
+        with _read():
+            return self._node.body(letter)
 
     def done(self, letter: Letter) -> None:
         """The letter may be forgotten."""
@@ -88,6 +91,15 @@ class Door:
     @property
     def _node(self) -> Node:
         return self._nodes[self._at]
+
+
+@contextlib.contextmanager
+def _read() -> Iterator[None]:
+    """What is no parcel is no letter."""
+    try:
+        yield
+    except ParcelError as error:
+        raise CodecError(str(error)) from None
 
 
 @dataclass

@@ -24,7 +24,7 @@ from fedloom.deployment import agreed, page
 from fedloom.deployment.board import Board
 from fedloom.deployment.home import CurrentRun, Home
 from fedloom.deployment.picture import STOP, State
-from fedloom.errors import RunStopped, UserError
+from fedloom.errors import AskedToStop, RunStopped, UserError
 from fedloom.events import Event, Sink
 from fedloom.experiment import Run, Session
 from fedloom.folder import RunFolder
@@ -146,8 +146,6 @@ class Server:
     def _greet(self, begun: Path | None) -> None:
         """Say what a person must know, and wait until enough clients are here."""
         where, wanted = self.home.settings, self.config.deploy.clients or 1
-        for words in agreed.unused(self.config):
-            self.say(words)
         if self.page_port is not None:
             self.say(f"status page: {page.serve(self.board, self.page_port)}")
         self.say(
@@ -213,7 +211,8 @@ class Server:
 
     def _join(self, parts: Parts, remote: Remote, path: Path, env: Mapping[str, Any]) -> None:
         """Wait until enough clients have built the recipe; write down what they agreed on."""
-        wanted = self.config.deploy.clients or 1
+        left = sum(name in self.nodes for name in (seat.name for seat in remote.seats))  # some may be revoked since
+        wanted = max(1, min(self.config.deploy.clients or 1, left))
         self.board.waiting(wanted)
         remote.gather(wanted)
         self.board.waiting(None)
@@ -243,7 +242,7 @@ class Server:
             self.board.member(seat.name, number=number, bytes_down=seat.down, bytes_up=seat.up)
         self.halting = self.halting or (self.home.path / STOP).exists()
         if self.halting and (self.remote is None or self.remote.waiting):
-            raise RunStopped("stopped, as asked; the same command goes on")
+            raise AskedToStop("stopped, as asked; the same command goes on")
 
     def _enrol(self) -> None:
         """Let in who was invited, and out who was revoked, since the last look."""

@@ -26,7 +26,7 @@ from fedloom.runtime.site import Dispatch, Reply, Site
 from fedloom.runtime.versions import Versions
 from fedloom.runtime.wire import Marshal
 
-QUICK, SLOW = 0.1, 2.0
+QUICK, SLOW = 0.1, 5.0
 """Seconds between two looks into the mailbox: after a letter, and after a while without one."""
 RESTLESS = 30.0
 """Seconds after which a client with nothing to do announces itself again: a letter may have been lost."""

@@ -18,8 +18,6 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 
-from fedloom.channel.codec import CodecError
-
 BLOCK = 4 << 20
 """Bytes of a body in one object; a request is a little larger."""
 HEAD = 1 << 20
@@ -28,7 +26,7 @@ KIND = "query.fedloom"
 """Flower's type of all our messages."""
 
 
-class ParcelError(CodecError):
+class ParcelError(ValueError):
     """What came is no letter of ours; the message says why."""
 
 
