@@ -221,8 +221,12 @@ class Session:
             self.hub.restore(self.saved.federation)
             self.hub.commit(*self._on_disk())
             self.hub.rewind(self.hub.round)
+            if parts.chosen is None:
+                parts.adapted.rest()
             return self.saved.state
         state = parts.algorithm.init(parts.adapted.start)
+        if parts.chosen is None:
+            parts.adapted.rest()
         if not (self.evaluator.clients or self.evaluator.everybody):
             self.events(Noted("no client has rows to score, so nothing is evaluated (data.test)", "warning"))
         self._evaluate(state)

@@ -64,6 +64,19 @@ class Adapted:
         if differences == {True}:
             self.base = self.w.clone()
 
+    def rest(self) -> None:
+        """Let go of the start and the buffers, until something is loaded: a server only writes adapters, at the end."""
+        self.start = torch.empty(0)
+        if self.w.device.type != "meta":
+            self._values = self._gradients = self.w = self.g = self._values.new_empty(0)
+            for tensor in self.tensors:
+                tensor.grad, tensor.data = None, self._values
+
+    def _wake(self) -> None:
+        self._values = self._values.new_zeros(self.layout.size)
+        self._gradients = torch.zeros_like(self._values)
+        self._shape(self.layout)
+
     @torch.no_grad()
     def load(self, x: Params, layout: Layout | None = None, carry: Carry = ()) -> None:
         """Put a client's vector [P] into the model, and what it carries on top of the base.
@@ -80,6 +93,8 @@ class Adapted:
         layout = layout or self.layout
         self.check(x, layout)
         self._has_numbers()
+        if self._values.numel() < self.layout.size:
+            self._wake()
         if layout is not self._shaped and layout != self._shaped:
             self._shape(layout)
         self.w.copy_(x)

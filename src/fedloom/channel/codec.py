@@ -61,13 +61,14 @@ def size(value: Any, envelope: Envelope | None = None) -> int:
     return frames.size(tensors, header)
 
 
-def decode(kind: type[V], data: bytes | memoryview, expect: Envelope | None = None) -> V:
+def decode(kind: type[V], data: bytes | memoryview, expect: Envelope | None = None, own: bool = False) -> V:
     """The value of type `kind` in these bytes.
 
     Args:
         kind: a dataclass.
         data: what `encode` gave.
         expect: the envelope the bytes must be in, field by field.
+        own: nobody else uses the bytes any more, so the value's tensors may lie in them.
 
     Raises:
         CodecError: truncated or foreign bytes, another envelope, or fields that do not fit `kind`.
@@ -79,7 +80,7 @@ def decode(kind: type[V], data: bytes | memoryview, expect: Envelope | None = No
             raise CodecError(f"these bytes are of format {header.get('format')!r}, this version reads {FORMAT!r}")
         if expect is not None:
             _check(header.get("envelope"), expect)
-        tensors = frames.read(data, head)
+        tensors = frames.read(data, head, own)
     except frames.FrameError as error:
         raise CodecError(f"{len(data)} bytes are not a whole message: {error}") from None
     try:

@@ -21,6 +21,8 @@ LENGTH = 8
 LONGEST = 100_000_000
 """Bytes of a header, as in the library."""
 METADATA = "__metadata__"
+ALIGNMENT = 64
+"""Bytes; where torch's own tensors begin."""
 LARGEST = 1 << 48
 """Numbers along one side of a tensor."""
 ORDER = (
@@ -76,8 +78,14 @@ def read_head(data: bytes | memoryview) -> dict[str, Any]:
     return head
 
 
-def read(data: bytes | memoryview, head: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors under a header, each in memory of its own, where torch would have put it.
+def read(data: bytes | memoryview, head: Mapping[str, Any], own: bool = False) -> dict[str, Tensor]:
+    """The tensors under a header, where torch would have put them: products of numbers that begin elsewhere may differ
+    in the last bit.
+
+    Args:
+        data: all of the bytes.
+        head: their header.
+        own: nobody else uses the bytes any more, so tensors that already lie well may stay where they are.
 
     Raises:
         FrameError: the header does not fit the bytes.
@@ -89,12 +97,9 @@ def read(data: bytes | memoryview, head: Mapping[str, Any]) -> dict[str, Tensor]
         if begin != at or math.prod(shape) * dtype.itemsize != end - begin or end > len(body):
             raise FrameError(f"tensor {name[:40]!r} does not lie where the header says, or has another size")
         try:
-            tensor = torch.empty(shape, dtype=dtype)
+            found[name], at = _tensor(body[begin:end], dtype, shape, own), end
         except (RuntimeError, OverflowError, TypeError):
             raise FrameError(f"tensor {name[:40]!r} cannot have the shape {shape}") from None
-        if end > begin:
-            _raw(tensor)[:] = numpy.frombuffer(body[begin:end], dtype=numpy.uint8)
-        found[name], at = tensor, end
     if at != len(body):
         raise FrameError(f"{len(body) - at} bytes follow the last tensor")
     return found
@@ -117,6 +122,26 @@ def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[b
 def _raw(tensor: Tensor) -> Any:
     """A tensor's bytes as an array over the same memory."""
     return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...], own: bool) -> Tensor:
+    if own and len(data) and not data.readonly:
+        tensor = torch.frombuffer(data, dtype=torch.uint8)
+        if tensor.data_ptr() % ALIGNMENT == 0:
+            return tensor.view(dtype).view(shape)
+    tensor = torch.empty(shape, dtype=dtype)
+    if len(data):
+        _raw(tensor)[:] = numpy.frombuffer(data, dtype=numpy.uint8)
+    return tensor
+
+
+def place(length: int, first: bytes | memoryview) -> memoryview:
+    """Room for so many bytes, laid so that the first tensor lies well; `first` is how they begin."""
+    head = LENGTH + int.from_bytes(bytes(first[:LENGTH]), "little")
+    room = torch.empty(length + ALIGNMENT, dtype=torch.uint8)
+    at = (-head - room.data_ptr()) % ALIGNMENT
+    array: Any = room[at : at + length].numpy()
+    return memoryview(array)
 
 
 def _entries(head: Mapping[str, Any]) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], int, int]]:

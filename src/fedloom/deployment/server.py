@@ -4,10 +4,13 @@ Everything that must last is in two folders: the server's own (keys, invitations
 (checkpoints). The mailroom is made anew with every start.
 """
 
+import ctypes
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ from fedloom.runtime.remote import Remote
 from fedloom.sides import Leading
 from fedloom.version import __version__
 
+M_MMAP_THRESHOLD = -3
+"""As in malloc.h."""
 MEMBERS = "members.json"
 """In the run folder: the clients' names, in the order of their numbers."""
 WRITTEN = ("events.jsonl", "metrics.csv", "clients.csv", "rounds.csv")
@@ -79,6 +84,7 @@ class Server:
         """
         agreed.check(self.config)
         require(self.config)
+        _return_memory()
         with self.home.lock():
             (self.home.path / STOP).unlink(missing_ok=True)
             begun = self._unfinished()
@@ -268,6 +274,17 @@ class Server:
             self.board.member(name, state=shown, refusal=words)
         else:
             self.board.member(name, state=shown)
+
+
+def _return_memory() -> None:
+    """Let large pieces of memory go back to the system as soon as they are free.
+
+    glibc keeps freed pieces of up to 32 MB once it has seen some: a server that handles adapters layer by layer would
+    hold one more adapter than it uses (measured).
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _here(host: str) -> str:

@@ -9,7 +9,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fedloom import rng
@@ -369,7 +369,16 @@ class Hub:
         """Replies in the order of client indices, each in the fold, or with the reason why not."""
         if self._reducer is not None and dispatches and fold.mergeable:
             return self._reducer.reduce(dispatches, fold, lambda reply: self._add(fold, reply, fits))
-        return ((reply, self._add(fold, reply, fits)) for reply in self._in_order(dispatches))
+        return self._one_by_one(dispatches, fold, fits)
+
+    def _one_by_one(
+        self, dispatches: Sequence[Dispatch], fold: Fold, fits: Fits | None
+    ) -> Iterator[tuple[Reply, Missing | None]]:
+        """Replies without their messages: none is held while the next one comes."""
+        for reply in self._in_order(dispatches):
+            why = self._add(fold, reply, fits)
+            reply = replace(reply, up=None)
+            yield reply, why
 
     def _add(self, fold: Fold, reply: Reply, fits: Fits | None) -> Missing | None:
         """Count a reply, or say why not."""
@@ -388,6 +397,7 @@ class Hub:
         position = 0
         for reply in self.link.ask(away) if away else ():
             early[reply.dispatch.client] = reply
+            del reply
             while position < len(order) and order[position] in early:
                 yield early.pop(order[position])
                 position += 1

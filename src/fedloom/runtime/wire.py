@@ -75,13 +75,14 @@ class Marshal:
         return b"" if reply.up is None else encode(reply.up, self.envelope(type(reply.up), d.round, d.number, d.client))
 
     def read_up(self, data: bytes | memoryview, dispatch: Dispatch) -> Message:
-        """The message of an answer to a task of ours.
+        """The message of an answer to a task of ours; its tensors may lie in the bytes.
 
         Raises:
             CodecError: it is not whole, or answers something else.
         """
         kind = self.tasks.messages(dispatch.task)[1]
-        message: Message = decode(kind, data, self.envelope(kind, dispatch.round, dispatch.number, dispatch.client))
+        envelope = self.envelope(kind, dispatch.round, dispatch.number, dispatch.client)
+        message: Message = decode(kind, data, envelope, own=True)
         return message
 
     def dispatch_frame(self, dispatch: Dispatch) -> tuple[dict[str, Any], bytes]:

@@ -13,7 +13,6 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.channel.codec import CodecError
 from fedloom.runtime.flower.parcels import BLOCK, HEAD, KIND, Body, Parcel, ParcelError, block_of, head_of, leaves
 
 SIZES = (0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7)
@@ -193,7 +192,7 @@ def words_or(call):
     """What it returns, or the refusal: one line of plain words."""
     try:
         return call()
-    except CodecError as error:
+    except ParcelError as error:
         words = str(error)
         if re.fullmatch(r"[ -~]{10,200}", words):
             return error

@@ -23,7 +23,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_private_key, public_ke
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedloom.runtime.flower.parcels import KIND, Body, Parcel, ParcelError, block_of, head_of, leaves
+from fedloom.runtime.flower.parcels import KIND, Body, Parcel, ParcelError, block_of, gathered, head_of, leaves
 from fedloom.runtime.station import Lost, Stranger
 
 T = TypeVar("T")
@@ -127,10 +127,8 @@ class Node:
             Stranger: the server does not know this client any more.
             ParcelError: a part of it is missing or foreign.
         """
-        data = bytearray()
-        for part in letter.parts:
-            data += block_of(self._pull(letter.metadata.run_id, part))
-        return memoryview(data)
+        run = letter.metadata.run_id
+        return gathered(len(letter.parts), (block_of(self._pull(run, part)) for part in letter.parts))
 
     def done(self, letter: Letter) -> None:
         """Let the mailroom forget it."""

@@ -38,7 +38,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedloom.errors import RunStopped
 from fedloom.runtime.flower.guard import TOKEN
-from fedloom.runtime.flower.parcels import KIND, Body, Parcel, ParcelError, block_of, head_of, leaves
+from fedloom.runtime.flower.parcels import KIND, Body, Parcel, ParcelError, block_of, gathered, head_of, leaves
 
 T = TypeVar("T")
 BEAT = 15.0
@@ -243,12 +243,10 @@ class Post:
         """
         try:
             head = head_of(self._pull(answer.parts[0]))
-            body = bytearray()
-            for part in answer.parts[1:]:
-                body += block_of(self._pull(part))
+            body = gathered(len(answer.parts) - 1, (block_of(self._pull(part)) for part in answer.parts[1:]))
         finally:
             self._forget(answer.id)
-        return head, memoryview(body)
+        return head, body
 
     def drop(self, answer: Arrived) -> None:
         """Remove an answer unread."""
