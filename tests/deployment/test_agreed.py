@@ -64,7 +64,7 @@ def test_the_first_client_settles_what_the_server_cannot_know() -> None:
         ("fedloom", "its fedloom is version zz, the server's is 1"),
         ("layout", "another layout"),
         ("base", "weights are not those of the others"),
-        ("template", "by the template zz, the others by chat"),
+        ("template", "by the template zz, here it is chat"),
     ],
 )
 def test_who_differs_is_told_in_what(trait: str, words: str) -> None:

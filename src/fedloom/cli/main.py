@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import typer
+import typer.core
 
 from fedloom.cli import configuring, deploying, doctor, listing, results, rows, running
 from fedloom.cli.exits import guarded
 
+typer.core.HAS_RICH = False  # help is plain text; typer before 0.21, as Flower wants it, escapes brackets all the same
 app = typer.Typer(
     name="fedloom",
     help="Federated fine-tuning of language models. Begin with: fedloom run quickstart",

@@ -20,7 +20,7 @@ WORDS = {
     "layout": "its adapter has another layout ({theirs}, here {ours}): its model.name is another model",
     "base": "its base model's weights are not those of the others ({theirs}, theirs {ours}); put the same files "
     "everywhere",
-    "template": "it writes rows by the template {theirs}, the others by {ours}; set data.template, or put the same "
+    "template": "it writes rows by the template {theirs}, here it is {ours}; set data.template, or put the same "
     "tokenizer everywhere",
 }
 
@@ -50,11 +50,9 @@ def fingerprint(text: str) -> str:
 
 
 def traits(parts: Parts) -> dict[str, str]:
-    """What must be equal everywhere; the server knows no base and no template."""
-    found = {"fedloom": __version__, "layout": parts.adapted.layout.fingerprint}
-    if not parts.base.skeleton:
-        found |= {"base": parts.base_kin, "template": parts.data.template_name}
-    return found
+    """What must be equal everywhere; a server without weights knows no base."""
+    found = {"fedloom": __version__, "layout": parts.adapted.layout.fingerprint, "template": parts.data.template_name}
+    return found if parts.base.skeleton else found | {"base": parts.base_kin}
 
 
 class Agreement:
