@@ -35,8 +35,9 @@ from fedloom.params import Layout
 from fedloom.runtime.attack import attackers, attacking, flip_answers
 from fedloom.runtime.client import ClientData, LocalPlan, Split
 from fedloom.runtime.config import ClientOverride
-from fedloom.runtime.federation import Hub, Link, Reducer
+from fedloom.runtime.federation import Hub
 from fedloom.runtime.group import Group
+from fedloom.runtime.link import Link, Reducer
 from fedloom.runtime.loopback import SecondProcess
 from fedloom.runtime.sampling import Sampler, holdout, sampler
 from fedloom.runtime.simulation import InProcess

@@ -47,9 +47,9 @@ from fedloom.params import Layout
 from fedloom.recorder import Recorder
 from fedloom.rounds import advance
 from fedloom.runtime import place as places
-from fedloom.runtime.federation import Link
 from fedloom.runtime.folding import Traffic
 from fedloom.runtime.group import Group
+from fedloom.runtime.link import Link
 from fedloom.starting import gathered, met, new_folder, saved
 from fedloom.version import __version__
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedloom import rng
 from fedloom.contracts import ClientId, Missing
-from fedloom.runtime.federation import Link, Near
+from fedloom.runtime.link import Link, Near
 from fedloom.runtime.site import Dispatch, Reply
 
 

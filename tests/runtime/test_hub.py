@@ -17,7 +17,8 @@ from fedloom.channel.codec import decode, encode
 from fedloom.contracts import HOME, Client, Message, Missing, Profile, Summary, TooFewReplies, Weighted
 from fedloom.events import ClientTrained, ReplyMissing, RoundStarted
 from fedloom.params import Layout, Leaf
-from fedloom.runtime.federation import FederationState, Hub, Near
+from fedloom.runtime.federation import FederationState, Hub
+from fedloom.runtime.link import Near
 from fedloom.runtime.site import Dispatch, Reply, Tasks
 from seam.quadratic import World
 from seam.table import rows

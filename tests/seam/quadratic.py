@@ -20,7 +20,8 @@ from fedloom.engine.requests import Descend, Evaluate, Logits, Probe
 from fedloom.events import Event
 from fedloom.params import Layout, Leaf
 from fedloom.runtime.client import LocalPlan
-from fedloom.runtime.federation import Hub, Link
+from fedloom.runtime.federation import Hub
+from fedloom.runtime.link import Link
 from fedloom.runtime.simulation import InProcess
 from fedloom.runtime.site import Site, Tasks
 from fedloom.runtime.store import InMemory, OnDisk, Store

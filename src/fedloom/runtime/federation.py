@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from fedloom import rng
 from fedloom.channel.check import NO_LIMITS, Limits
@@ -32,6 +32,7 @@ from fedloom.contracts import (
 from fedloom.events import ClientTrained, Event, Noted, ReplyMissing, RoundStarted
 from fedloom.runtime.folding import Fold, Sizes, Traffic
 from fedloom.runtime.gate import Gate
+from fedloom.runtime.link import Link, Reducer
 from fedloom.runtime.sampling import Sampler, Uniform
 from fedloom.runtime.site import Dispatch, Reply, Tasks
 
@@ -39,61 +40,6 @@ EXCHANGED = (
     "runtime.reduce=sums, but this method's rules need every reply, or its stages hide them: replies are exchanged as "
     "with runtime.reduce=replies, and the bits are those of one process"
 )
-
-
-class Link(Protocol):
-    """The way to the clients."""
-
-    def ask(self, dispatches: Sequence[Dispatch]) -> Iterator[Reply]:
-        """Send each, yield replies as they come."""
-
-    def settle(self, client: ClientId, round: int, counted: bool) -> None:
-        """Tell a client whether its last reply counted, in `round` (from 1)."""
-
-    def commit(self, *rounds: int) -> None:
-        """Tell the clients of which rounds there are checkpoints on disk."""
-
-    def rewind(self, round: int) -> None:
-        """Tell the clients to forget what they wrote after `round`."""
-
-    def memories(self) -> Mapping[ClientId, int]:
-        """Which of its versions is each client's memory, where the server decides that; for the checkpoint."""
-
-    def recall(self, memories: Mapping[ClientId, int]) -> None:
-        """What `memories` gave counts again."""
-
-    def away(self) -> Collection[ClientId]:
-        """Who cannot be asked now."""
-
-    def close(self) -> None:
-        """Let go of processes and connections."""
-
-
-class Near:
-    """Links to clients on this machine: all are here, and the round says which version of their memory counts."""
-
-    def memories(self) -> Mapping[ClientId, int]:
-        """Nothing the server decides."""
-        return {}
-
-    def recall(self, memories: Mapping[ClientId, int]) -> None:
-        """Nothing to put back."""
-
-    def away(self) -> tuple[()]:
-        """Everybody is here."""
-        return ()
-
-
-class Reducer(Protocol):
-    """A link over several processes that adds replies up where they come, and exchanges sums only."""
-
-    def reduce(
-        self, dispatches: Sequence[Dispatch], fold: Fold, add: Callable[[Reply], Missing | None]
-    ) -> Iterator[tuple[Reply, Missing | None]]:
-        """Send each; yield replies without their messages and whether they count, in the order of the dispatches.
-
-        `add` puts a reply into the fold, or says why not; after the last verdict the fold holds everybody's replies.
-        """
 
 
 @dataclass(frozen=True)

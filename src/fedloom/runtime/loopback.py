@@ -12,7 +12,7 @@ from typing import Any
 
 from fedloom.contracts import ClientId
 from fedloom.errors import RunStopped
-from fedloom.runtime.federation import Near
+from fedloom.runtime.link import Near
 from fedloom.runtime.site import Dispatch, Reply
 from fedloom.runtime.wire import Marshal, WireClosed, read_frame, write_frame
 

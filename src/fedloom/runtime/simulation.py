@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from fedloom.contracts import ClientId
-from fedloom.runtime.federation import Near
+from fedloom.runtime.link import Near
 from fedloom.runtime.site import Dispatch, Reply, Site
 
 

@@ -17,9 +17,9 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from fedloom.contracts import HOME, ClientId, Missing, Summary
 from fedloom.errors import RunStopped, UserError
-from fedloom.runtime.federation import Near
 from fedloom.runtime.folding import Fold
 from fedloom.runtime.group import Group
+from fedloom.runtime.link import Near
 from fedloom.runtime.place import Elsewhere
 from fedloom.runtime.site import Dispatch, Reply, Site
 from fedloom.runtime.wire import Marshal
