@@ -212,6 +212,7 @@ class _Noting:
             if reply.up is None:
                 self._run.lost[self._run.hub.round].add((reply.dispatch.client, reply.dispatch.task))
             yield reply
+            del reply  # as the hub does: its tensors may lie in the bytes that came
 
     def settle(self, client: int, round: int, counted: bool) -> None:
         self._inner.settle(client, round, counted)

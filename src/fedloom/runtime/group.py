@@ -179,7 +179,8 @@ class Gloo:
         """Processes of this machine that are gone. A connection closes a moment before its process has ended."""
         end = time.monotonic() + patience
         while True:
-            found = self._gone() or self._vanished()
+            vanished = self._vanished()
+            found = self._gone() or vanished  # in this order: who ended between the two looks is said with its reason
             if found or time.monotonic() > end:
                 return found
             time.sleep(0.05)
