@@ -234,9 +234,10 @@ class Session:
         return state
 
     def _rounds(self, state: Any) -> Any:
-        federation = self.config.federation
+        federation, first = self.config.federation, [state]
+        del state  # a start of hundreds of megabytes is not held here for as long as the rounds last
         return advance(
-            self.parts.algorithm, state, self.hub, federation.rounds, federation.retries,
+            self.parts.algorithm, first.pop(), self.hub, federation.rounds, federation.retries,
             before=self._round_begins, after=self._round_ends, stop=lambda: self.progress.stopped,
         )  # fmt: skip
 
@@ -356,6 +357,8 @@ class Session:
             adapters.save(self.parts.adapted, self.config.adapter, model, layout, base, aside)
             if self.config.adapter.kind == "full":
                 self.parts.tokenizer.save_pretrained(str(aside))
+        if self.parts.chosen is None:
+            self.parts.adapted.rest()
 
     def _finished(self, status: str) -> None:
         self.events(RunFinished(self.hub.round, time.perf_counter() - self.begun, status))

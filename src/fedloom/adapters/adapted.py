@@ -74,7 +74,7 @@ class Adapted:
 
     def _wake(self) -> None:
         self._values = self._values.new_zeros(self.layout.size)
-        self._gradients = torch.zeros_like(self._values)
+        self._gradients = self._values.new_empty(self.layout.size)  # nothing is trained here, so no page is touched
         self._shape(self.layout)
 
     @torch.no_grad()
