@@ -280,11 +280,12 @@ def _return_memory() -> None:
     """Let large pieces of memory go back to the system as soon as they are free.
 
     glibc keeps freed pieces of up to 32 MB once it has seen some: a server that handles adapters layer by layer would
-    hold one more adapter than it uses (measured).
+    hold one more adapter than it uses. From 1 MB on, the blocks of letters would be among them, and a round of 200 MB
+    took half as long again (both measured).
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 8 << 20)
 
 
 def _here(host: str) -> str:
