@@ -74,6 +74,13 @@ def test_who_differs_is_told_in_what(trait: str, words: str) -> None:
     assert agreement("a", ready()) is None, "a client that does not fit settles nothing"
 
 
+def test_a_first_client_that_is_refused_settles_nothing() -> None:
+    agreement = Agreement({"fedloom": "1", "layout": "aa", "template": "chat"})
+    assert agreement("a", ready(base="zz", template="plain")) is not None
+    assert agreement("b", ready()) is None
+    assert agreement.known["base"] == "bb"
+
+
 def test_a_client_that_says_nothing_of_itself_does_not_fit() -> None:
     assert Agreement({"fedloom": "1", "layout": "aa"})("a", Ready("t", {}, {})) is not None
 

@@ -62,11 +62,12 @@ class Agreement:
         self.known = dict(known)
 
     def __call__(self, name: str, ready: Ready) -> str | None:
-        """Why a client does not fit; None: it does."""
+        """Why a client does not fit; None: it does. Only one that fits settles anything."""
         for trait, words in WORDS.items():
             theirs = ready.traits.get(trait, "unknown")
-            if theirs != self.known.setdefault(trait, theirs):
-                return words.format(theirs=theirs, ours=self.known[trait])
+            if theirs != self.known.get(trait, theirs) or theirs == "unknown":
+                return words.format(theirs=theirs, ours=self.known.get(trait, "settled by nobody yet"))
+        self.known |= {trait: ready.traits[trait] for trait in WORDS}
         return None
 
 

@@ -4,7 +4,6 @@
 - ca.pem, ca.key: the authority; no ca.key where the certificate was given; none of these four without TLS
 - server.pem, server.key: what the server shows
 - invited.json: fedloom.deployment.invitations
-- superlink.db: Flower's
 - token: lets the server's own processes speak to Flower's part of it; new on each start
 - run: the run folder that a restarted server goes on with
 - status.json, server.log: what people read
@@ -57,7 +56,7 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ca, self.certificate, self.key = path / "ca.pem", path / "server.pem", path / "server.key"
-        self.database, self.log = path / "superlink.db", path / "server.log"
+        self.log = path / "server.log"
         self.status, self.token = path / "status.json", path / "token"
         self.invitations = Invitations(path / "invited.json")
 
