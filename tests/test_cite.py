@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from fedloom.cli.main import app
 from fedloom.config import Config, dump, load, shape
 from fedloom.config.presets import PRESETS
 from fedloom.data.named import NAMED
+from fedloom.objectives.config import DpoConfig
 
 SECTIONS = {
     "algorithm": uses.ALGORITHMS,
@@ -25,6 +27,7 @@ SECTIONS = {
     "federation.sampling": uses.SAMPLINGS,
     "adapter": uses.ADAPTERS,
     "partition": uses.PARTITIONS,
+    "objective": uses.OBJECTIVES,
 }
 NOBODYS = {
     "algorithm": {"local", "centralized"},
@@ -34,6 +37,7 @@ NOBODYS = {
     "federation.sampling": {"uniform", "fixed", "cyclic", "trace", "poisson"},
     "adapter": {"full"},
     "partition": {"iid", "natural"},
+    "objective": {"sft", "classify"},
 }
 PRESET_PAPERS = {
     "fedavgm": "hsu2019fedavgm", "fedadagrad": "reddi2021adaptive", "fedyogi": "reddi2021adaptive",
@@ -93,11 +97,12 @@ def test_server_optimisers_metrics_templates_and_sources_are_all_known():
     assert uses.SERVERS.keys() == names | {"momentum", "nesterov"}
     assert uses.METRICS.keys() == set(fedloom.metrics.summary.METRICS)
     assert uses.SOURCES.keys() == {"playground", *NAMED}
+    assert uses.LOSSES.keys() == set(get_args(DpoConfig.model_fields["loss"].annotation))
     assert {one.template for one in NAMED.values()} <= uses.TEMPLATES.keys()
 
 
 def test_every_paper_is_used_and_every_use_has_its_paper():
-    tables = [*SECTIONS.values(), uses.SERVERS, uses.ENCODINGS, uses.METRICS, uses.TEMPLATES, uses.SOURCES]
+    tables = [*SECTIONS.values(), uses.LOSSES, uses.SERVERS, uses.ENCODINGS, uses.METRICS, uses.TEMPLATES, uses.SOURCES]
     used = {key for table in tables for papers in table.values() for key in papers}
     assert used | {"guo2024fedsa", "kalajdzievski2023rslora", "sun2024ffa"} == PAPERS.keys()
     places = [place for _, _, _, place in PAPERS.values()]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tiny
 from fedloom import experiment
 from fedloom.aggregate.server import ServerSgd
 from fedloom.algorithms.fedavg import FedAvg
@@ -239,7 +240,6 @@ def test_final_adapter_loads_in_plain_peft_with_the_same_loss(tmp_path: Path) ->
     from transformers import AutoModelForCausalLM
 
     from fedloom.models.load import NANO
-    from fedloom.objectives.sft import collate, token_losses
 
     run = experiment.run(config(tmp_path, "adapter.dropout=0"))
     parts = Parts(config(tmp_path, "adapter.dropout=0"))
@@ -249,7 +249,7 @@ def test_final_adapter_loads_in_plain_peft_with_the_same_loss(tmp_path: Path) ->
     nll, count = 0.0, 0
     with torch.no_grad():
         for client in parts.data.clients:
-            losses, _ = token_losses(model, collate(client.get("test"), 0, torch.device("cpu")))
+            losses = tiny.sft_losses(model, client.get("test"))
             nll, count = nll + float(losses.double().sum()), count + len(losses)
     assert nll / count == pytest.approx(run.metrics["loss"], abs=1e-6)
 
@@ -343,7 +343,6 @@ def test_what_is_exported_is_what_was_evaluated(tmp_path: Path, choice: list[str
     from transformers import AutoModelForCausalLM
 
     from fedloom.models.load import NANO
-    from fedloom.objectives.sft import collate, token_losses
 
     more = ["adapter.dropout=0", "aggregate.server_optimizer.momentum=0", "federation.rounds=2", *choice]
     run = experiment.run(config(tmp_path, *more))
@@ -353,7 +352,7 @@ def test_what_is_exported_is_what_was_evaluated(tmp_path: Path, choice: list[str
     nll, count = 0.0, 0
     with torch.no_grad():
         for client in parts.data.clients:
-            losses, _ = token_losses(model, collate(client.get("test"), 0, torch.device("cpu")))
+            losses = tiny.sft_losses(model, client.get("test"))
             nll, count = nll + float(losses.double().sum()), count + len(losses)
     if any("rank: 1" in words for words in choice) and "flora" not in choice[0]:
         assert 0 < nll / count < 20  # clients of smaller ranks were scored with their own, truncated model

@@ -251,3 +251,11 @@ def randomness() -> tuple[Any, ...]:
 def distance(found: Tensor, wanted: Tensor) -> float:
     """Norm of the difference over the norm of what is wanted."""
     return float((found - wanted).norm() / wanted.norm())
+
+
+def sft_losses(module: torch.nn.Module, examples: Sequence[Any]) -> torch.Tensor:
+    """Loss of every labelled token of some examples, in one padded pass."""
+    from fedloom.engine.padded import collate, said
+    from fedloom.objectives.sft import Sft
+
+    return -torch.cat(said(module, collate(Sft().texts(examples), 0, torch.device("cpu")), "logprob"))

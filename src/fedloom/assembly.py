@@ -31,6 +31,9 @@ from fedloom.events import Event
 from fedloom.models.identity import kin
 from fedloom.models.load import Base
 from fedloom.models.load import fingerprint as base_fingerprint
+from fedloom.objectives import table as objectives
+from fedloom.objectives.base import Objective
+from fedloom.objectives.config import ClassifyConfig
 from fedloom.params import Layout
 from fedloom.runtime.attack import attackers, attacking, flip_answers
 from fedloom.runtime.client import ClientData, LocalPlan, Split
@@ -85,6 +88,8 @@ class Parts:
         self.config, self.side = config, side or Both()
         self.tokenizer = self.side.tokenizer(config)
         self.data: FederatedData = self.side.data(config, self.tokenizer)
+        config = self.config = labelled(config, self.data.labels)
+        self.objective: Objective = objectives.build(config.objective, config.data.max_length)
         names = [client.name for client in self.data.clients]
         self.overrides = match_overrides(config.clients, names)
         self.holdouts = holdout(config.federation.holdout, names, config.seed)
@@ -240,7 +245,7 @@ class Parts:
         return choose(
             c.engine, self.adapted, self.tokenizer, self.data.encoder.stop_ids,
             optimizer=c.local.optimizer, dtype=self.base.dtype, parameters=self.base.parameters,
-            checkpointing=c.model.gradient_checkpointing, attention=self.base.attention,
+            checkpointing=c.model.gradient_checkpointing, attention=self.base.attention, objective=self.objective,
         )  # fmt: skip
 
     def _setting(self) -> Setting:
@@ -273,10 +278,18 @@ class Parts:
             from fedloom.data.sources import load
 
             data = self.config.data.model_copy(update={"source": evaluate.global_source, "limit": None})
-            rows += load(data, self.config.seed).rows
+            rows += load(data, self.config.seed, self.config.objective.rows).rows
         if evaluate.forgetting:
             rows += base_skill_rows(self.config)
         return build_rows(rows, self.data.encoder, "global") if rows else None
+
+
+def labelled(config: Config, labels: tuple[str, ...] | None) -> Config:
+    """The configuration with the classes in use, where rows are classified."""
+    objective = config.objective
+    if not isinstance(objective, ClassifyConfig) or labels is None:
+        return config
+    return config.model_copy(update={"objective": objective.model_copy(update={"labels": list(labels)})})
 
 
 def worker_site(config: str, store: str | None) -> tuple[Site, Marshal]:

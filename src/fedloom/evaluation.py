@@ -13,6 +13,7 @@ from fedloom import rng
 from fedloom.aggregate.rules import Gather
 from fedloom.contracts import Algorithm, Client, ClientId, Message, Model
 from fedloom.events import Evaluated, Event
+from fedloom.metrics.classes import NO_CLASS
 from fedloom.metrics.config import EvaluateConfig
 from fedloom.metrics.scores import Scores
 from fedloom.metrics.summary import pooled, summarise
@@ -22,6 +23,8 @@ from fedloom.runtime.federation import Hub
 GLOBAL = "global"
 MOST: Final = 10**15
 """Rows or tokens of one client, beyond belief."""
+CLASSES: Final = 4096
+"""Classes that can be told apart at most."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Evaluation:
         assert isinstance(client, LocalClient)
         c = self.config
         scores: Scores = await client.evaluate(
-            model, split, tuple(c.metrics), c.rows_per_client, c.batch_size, c.max_new_tokens
+            model, split, c.measured, c.rows_per_client, c.batch_size, c.max_new_tokens
         )
         return scores
 
@@ -75,10 +78,24 @@ class Handing:
 def plausible(client: ClientId, up: Scored) -> str | None:
     """Why a client's scores cannot be true, or None; counts that no float holds could not even be added up."""
     s = up.scores
-    if not all(0 <= count <= MOST for count in (s.examples, s.tokens, s.answered, s.exact)):
+    if not all(0 <= n <= MOST for n in (s.examples, s.tokens, s.answered, s.exact, s.pairs, s.good, s.bad)):
         return f"it counts what cannot be counted: {s.examples:.6g} rows, {s.tokens:.6g} tokens"
     if s.exact > s.answered or not 0 <= s.rouge <= s.answered * (1 + 1e-9):
         return f"of {s.answered} answers, {s.exact} are said to be right and ROUGE-L to sum to {s.rouge:g}"
+    if not 0 <= s.won <= s.pairs:
+        return f"of {s.pairs:g} pairs, {s.won:g} are said to be in the right order"
+    return _implausible_classes(s)
+
+
+def _implausible_classes(s: Scores) -> str | None:
+    """Classes are told apart once for each row, and they are few: their table has a place for every two of them."""
+    places = [(truth, said) for truth, said, _ in s.confusion]
+    if len(set(places)) < len(places) or not all(
+        0 <= truth < CLASSES and NO_CLASS <= said < CLASSES for truth, said in places
+    ):
+        return f"its table of classes names one twice, or one that is not 0 to {CLASSES - 1}"
+    if not all(count > 0 for _, _, count in s.confusion) or sum(count for *_, count in s.confusion) > s.examples:
+        return f"its table of classes does not hold {s.examples} rows"
     return None
 
 
@@ -110,7 +127,7 @@ class Evaluator:
         """Score; the summary over clients (empty when nobody has rows). A shared model that is `whole` has a global
         score too.
         """
-        names = self.tasks.config.metrics
+        names = self.tasks.config.measured
         summary: dict[str, float] = {}
         if self.clients:
             begun = time.perf_counter()

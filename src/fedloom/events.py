@@ -56,12 +56,12 @@ class ClientTrained:
     name: str
     examples: int
     tokens: int
-    """Labelled tokens trained on."""
+    """What the loss is a mean over: labelled tokens trained on, or rows, or pairs."""
     steps: int
     skipped: int
-    """Steps skipped because loss or gradient was not finite, or no token was labelled."""
+    """Steps skipped because loss or gradient was not finite, or there was nothing to learn."""
     loss: float | None
-    """Mean over steps of the token-mean loss; None when no step was taken."""
+    """Mean over steps of a batch's loss, a mean over tokens, rows or pairs; None when no step was taken."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Evaluated:
     split: str
     """test or validation (every client scores what it would use itself on its own rows), or global."""
     metrics: Mapping[str, float]
-    """Summary over clients: token-weighted means, and spreads such as exact_match_worst_decile."""
+    """Summary over clients: metrics of all rows together, and spreads such as exact_match_worst_decile."""
     clients: Mapping[str, Mapping[str, float]]
     """Per client name; empty for the global set."""
     seconds: float

@@ -168,7 +168,7 @@ class Session:
             if saved is not None:
                 atomic.recover(path / "checkpoints" / "best")
                 recorder.rewind(path, saved.progress.round)
-            self.files = [JsonLines(path / "events.jsonl"), Recorder(path, self.config.evaluate.metrics)]
+            self.files = [JsonLines(path / "events.jsonl"), Recorder(path, self.config.evaluate.measured)]
             self.events = Events([*self.files, *sinks])
         self.hub = parts.hub(path / "clients", self.events, group, remote)
         self.evaluator = Evaluator(

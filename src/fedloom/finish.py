@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedloom.adapters.classifiers import is_classifier, load_classifier, save_whole
 from fedloom.adapters.config import FullConfig
 from fedloom.config import Config, load
 from fedloom.data.config import DataConfig
@@ -34,7 +35,10 @@ def export(folder: Path, out: Path, merge: bool) -> Path:
     config = load(RunFolder(folder).path / "config.yaml")
     final = _final(folder)
     tokenizer = load_tokenizer(config.model)
-    if merge and not isinstance(config.adapter, FullConfig):
+    if merge and is_classifier(final) and not isinstance(config.adapter, FullConfig):
+        save_whole(load_classifier(final, config.model.device, config.model), out)
+        tokenizer.save_pretrained(str(out))
+    elif merge and not isinstance(config.adapter, FullConfig):
         with quiet():
             tuned = _with_adapter(_base(config), final)
             _untie(tuned)
@@ -54,17 +58,22 @@ class Chat:
         """Load the run's model.
 
         Raises:
-            UserError: the run has no final model.
+            UserError: the run has no final model, or one that does not write.
         """
         run = RunFolder(folder)
         self.config: Config = load(folder / "config.yaml")
+        if self.config.objective.rows == "labels":
+            raise UserError(
+                f"{folder} tuned a classifier (objective={self.config.objective.name}), which scores texts and writes "
+                "none; its folder's README shows how texts are classified (fedloom export writes it somewhere else)"
+            )
         self.tokenizer = load_tokenizer(self.config.model)
         self.encoder = Encoder(self.tokenizer, _asking(self.config, run.env()["template"]))
         self.max_new_tokens = max_new_tokens
         if base:
             self.module: Any = _base(self.config).module
         elif isinstance(self.config.adapter, FullConfig):
-            model = self.config.model.model_copy(update={"name": str(_final(folder)), "revision": None})
+            model = self.config.model.model_copy(update={"name": str(_final(folder)), "revision": None, "layers": None})
             self.module = load_model(model).module
         else:
             self.module = _with_adapter(_base(self.config), _final(folder))

@@ -12,10 +12,13 @@ from typing import Any, Protocol
 from fedloom.adapters.config import FullConfig
 from fedloom.config import Config
 from fedloom.contracts import ClientId
-from fedloom.data.encode import Encoder
+from fedloom.data.encoders import encoder_of
 from fedloom.data.federated import FederatedData, absent, build, build_own
+from fedloom.data.wanted import Wanted
 from fedloom.errors import UserError
+from fedloom.models.heads import HeadSpec
 from fedloom.models.load import Base, load_model, load_skeleton, load_tokenizer
+from fedloom.objectives.config import ClassifyConfig, DpoConfig, KtoConfig
 
 
 class Side(Protocol):
@@ -36,7 +39,7 @@ class Side(Protocol):
         """All clients, with the rows of those that are here."""
 
     def base(self, config: Config) -> Base:
-        """The model, or its skeleton."""
+        """The model, or its skeleton; where rows are classified, `objective.labels` must be set."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Both:
 
     def data(self, config: Config, tokenizer: Any) -> FederatedData:
         """Every client's rows."""
-        return build(config.data, config.partition, config.seed, tokenizer)
+        return build(config.data, config.partition, config.seed, tokenizer, wanted(config))
 
     def base(self, config: Config) -> Base:
         """The model."""
@@ -73,13 +76,13 @@ class Leading:
 
     def data(self, config: Config, tokenizer: Any) -> FederatedData:
         """Clients without rows."""
-        return absent(self.names, Encoder(tokenizer, config.data))
+        return absent(self.names, encoder_of(tokenizer, config.data, wanted(config)))
 
     def base(self, config: Config) -> Base:
         """A skeleton, unless something is computed here."""
         if self.computes(config):
             return _loaded(config)
-        return load_skeleton(config.model, _whole(config), config.data.max_length)
+        return load_skeleton(config.model, _whole(config), config.data.max_length, head(config))
 
     def computes(self, config: Config) -> bool:
         """Whether the server evaluates on rows of its own."""
@@ -103,10 +106,11 @@ class Taking:
 
     def data(self, config: Config, tokenizer: Any) -> FederatedData:
         """The rows of these, and strangers."""
-        data = absent([f"client {i}" for i in range(self.count)], Encoder(tokenizer, config.data))
+        encoder = encoder_of(tokenizer, config.data, wanted(config))
+        data = absent([f"client {i}" for i in range(self.count)], encoder)
         for i, (name, source) in self.sources.items():
             own = config.data.model_copy(update={"source": str(source), "limit": None})
-            data.clients[i] = build_own(own, config.seed, tokenizer, name, i)
+            data.clients[i] = build_own(own, config.seed, tokenizer, name, i, wanted(config))
         return data
 
     def base(self, config: Config) -> Base:
@@ -114,8 +118,30 @@ class Taking:
         return _loaded(config)
 
 
+def wanted(config: Config) -> Wanted:
+    """What the objective asks of rows."""
+    objective = config.objective
+    match objective:
+        case ClassifyConfig():
+            return Wanted(objective.rows, None if objective.labels is None else tuple(objective.labels))
+        case DpoConfig() | KtoConfig():
+            return Wanted(objective.rows, max_prompt_length=objective.max_prompt_length)
+    return Wanted(objective.rows)
+
+
+def head(config: Config) -> HeadSpec | None:
+    """What is put on the model; None: it keeps its language head."""
+    objective = config.objective
+    if not isinstance(objective, ClassifyConfig):
+        return None
+    labels = tuple(objective.labels or ())
+    return HeadSpec(len(labels), objective.pooling, objective.head, config.seed, labels)
+
+
 def _loaded(config: Config) -> Base:
-    base = load_model(config.model, trained_whole=_whole(config), longest=config.data.max_length)
+    base = load_model(
+        config.model, trained_whole=_whole(config), longest=config.data.max_length, head=head(config)
+    )
     if base.max_positions is not None and config.data.max_length > base.max_positions:
         raise UserError(
             f"data.max_length={config.data.max_length}, but {base.name} was built for {base.max_positions} tokens; "

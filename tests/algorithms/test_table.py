@@ -18,7 +18,11 @@ from fedloom.runtime.site import Tasks
 
 LAYOUT = Layout.of([Leaf("w.A", (2, 4), factor="A", module="w"), Leaf("w.B", (3, 2), factor="B", module="w")])
 SETTING = Setting(LAYOUT, seed=3, rounds=10, cohort=5, lr=0.1, momentum=0.5, density=0.5, levels=(1, 2))
-GIVEN = {"fedper": {"private": ["*.B"]}, "fedrep": {"private": ["*.B"]}}
+GIVEN = {
+    "fedper": {"private": ["*.B"]},
+    "fedrep": {"private": ["*.B"]},
+    "fedkd": {"teacher": {"name": "teacher"}},
+}
 
 
 def members(union):
@@ -46,7 +50,7 @@ def test_every_name_leads_to_a_page_of_its_own(name):
 
 
 def test_no_two_names_share_a_page():
-    assert len({type(made(name)) for name in NAMES}) == len(NAMES) == 16
+    assert len({type(made(name)) for name in NAMES}) == len(NAMES) == 17
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -73,6 +73,7 @@ SENSIBLE = [
         "federation.cohort=5000",
     ],
     ["data.source=x.jsonl", "evaluate.forgetting=false", "data.validation=0.4", "data.test=0.5"],
+    ["data.source=x.jsonl", "evaluate.forgetting=false", "data.test=0", "data.test_split=validation"],
     ["data.test=0", "model.device=cuda:1", "adapter=full", "model.dtype=float32"],
     ["clients.0-3.lr=1", "clients.2.lr=2", "clients.hospital-7.lr=3"],
     ["algorithm=local"],

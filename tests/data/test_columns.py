@@ -2,16 +2,17 @@
 
 import pytest
 
-from fedloom.data.columns import present_in, resolve, rows_of
+from fedloom.data.columns import present_in, resolve
 from fedloom.data.config import ColumnsConfig
 from fedloom.data.files import OWNER
+from fedloom.data.records import answers, made
 from fedloom.data.rows import Row, Turn
 from fedloom.errors import UserError
 
 
 def read(records, **config):
     columns = resolve(ColumnsConfig(**config), present_in(records), "toy", owned=any(OWNER in r for r in records))
-    rows, notes = rows_of(records, columns, "toy")
+    rows, notes = made(records, columns, "toy", answers)
     return rows, [*columns.notes, *notes]
 
 

@@ -89,6 +89,7 @@ def test_a_client_that_says_nothing_of_itself_does_not_fit() -> None:
     ("changes", "words"),
     [
         (["deploy.clients=null"], "Set deploy.clients"),
+        (["objective=classify"], "objective.labels is not set, and in a deployment nobody sees all rows"),
         (["attack.name=gaussian"], "for simulations"),
         (["algorithm=centralized"], "all rows in one place"),
         (["federation.min_replies=2", "deploy.clients=1"], "the run begins with deploy.clients=1"),

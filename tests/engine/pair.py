@@ -17,11 +17,14 @@ from fedloom.adapters.lora import Ranks, resized
 from fedloom.adapters.lora import scale as scale_of
 from fedloom.contracts import Call, ClientFailed, Trained
 from fedloom.data.encode import Encoded
+from fedloom.engine.attention import Way
 from fedloom.engine.config import OptimizerConfig
 from fedloom.engine.reference import Reference
 from fedloom.engine.requests import Descend
 from fedloom.engine.slots import Slots
-from fedloom.models.load import load_tokenizer
+from fedloom.models.heads import HeadSpec
+from fedloom.models.load import load_model, load_tokenizer
+from fedloom.objectives.base import Objective
 from fedloom.params import Layout, Params
 from tiny import END
 
@@ -77,10 +80,13 @@ class Pair:
         attention: str = "eager",
         plain: bool | None = None,
         ranks: Ranks | None = None,
+        objective: Objective | None = None,
+        head: HeadSpec | None = None,
         **model: Any,
     ) -> None:
         self.adapter, self.plain = adapter, attention == "eager" if plain is None else plain
-        self.base = tiny.loaded(folder, attention=attention, **model)
+        self.objective = objective
+        self.base = load_model(tiny.config(folder, attention=attention, **model), head=head)
         if double:
             self.base.module.double()
         self.adapted = adapt(self.base, adapter, 7, ranks)
@@ -89,12 +95,11 @@ class Pair:
         self.dtype = torch.float64 if double else torch.float32
 
     def reference(self, checkpointing: bool = False) -> Reference:
-        return Reference(self.adapted, self.tokenizer, (END,), checkpointing)
+        return Reference(self.adapted, self.tokenizer, (END,), checkpointing, self.objective)
 
     def slots(self, slots: int = 8, tokens: int = 1024, checkpointing: bool = False) -> Slots:
-        return Slots(
-            self.adapted, self.tokenizer, (END,), slots, tokens, checkpointing, "plain" if self.plain else "fused"
-        )
+        way: Way = "plain" if self.plain else "fused"
+        return Slots(self.adapted, self.tokenizer, (END,), slots, tokens, checkpointing, way, self.objective)
 
     def of_rank(self, rank: int) -> Layout:
         """The layout of a client with this rank everywhere."""

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fedloom.engine.attention import Unsuited, by_text, texts
 
@@ -125,14 +126,38 @@ def test_what_cannot_be_done_is_said():
         by_text(nn.Module(), query.expand(2, -1, -1, -1), key, value, None)
     with pytest.raises(Unsuited), texts(SimpleNamespace(_attn_implementation="sdpa"), spans, "plain"):
         by_text(nn.Module(), query, key, value, torch.zeros(1, 1, 6, 6))
-    towards_later = nn.Module()
-    towards_later.is_causal = False
+    encoder = nn.Module()
+    encoder.is_causal = False
     with pytest.raises(Unsuited), texts(SimpleNamespace(_attn_implementation="sdpa"), spans, "plain"):
-        by_text(towards_later, query, key, value, None)
+        by_text(encoder, query, key, value, None, sliding_window=3)
     with pytest.raises(Unsuited), texts(SimpleNamespace(_attn_implementation="sdpa"), ((0, 5),), "plain"):
         by_text(nn.Module(), query, key, value, None)
     with pytest.raises(Unsuited):  # outside of a stream
         by_text(nn.Module(), query, key, value, None)
+
+
+@pytest.mark.parametrize("way", ["plain", "fused"])
+@pytest.mark.parametrize("told", [False, True])
+def test_an_encoder_looks_at_all_of_its_own_text(way, told):
+    """As torch's attention over each text alone, gradients too; said by the layer or by the call."""
+    spans = ((0, 5), (5, 6), (6, 13))
+    query, key, value = (t.clone().requires_grad_() for t in drawn(13))
+    layer = nn.Module()
+    layer.is_causal = told
+    with texts(SimpleNamespace(_attn_implementation="sdpa"), spans, way):
+        found, _ = by_text(layer, query, key, value, None, **({"is_causal": False} if told else {}))
+    wanted = torch.cat(
+        [
+            F.scaled_dot_product_attention(*(t[:, :, a:b] for t in (query, key, value)), enable_gqa=True).transpose(1, 2)
+            for a, b in spans
+        ],
+        dim=1,
+    )
+    assert torch.allclose(found, wanted, atol=1e-6)
+    source = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
+    mine = torch.autograd.grad((found * source).sum(), (query, key, value))
+    theirs = torch.autograd.grad((wanted * source).sum(), (query, key, value))
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(mine, theirs, strict=True))
 
 
 def test_the_name_is_put_back_whatever_happens():

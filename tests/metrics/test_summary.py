@@ -9,6 +9,8 @@ from fedloom.errors import UserError
 from fedloom.metrics.scores import Scores
 from fedloom.metrics.summary import METRICS, SPREADS, better, columns, direction, pooled, summarise
 
+ANSWERS = ("loss", "perplexity", "exact_match", "rouge_l")
+
 
 def client(loss: float, tokens: int = 1, right: float = 0.0) -> Scores:
     return Scores(examples=10, tokens=tokens, nll=loss * tokens, answered=10, exact=round(10 * right), rouge=10 * right)
@@ -36,8 +38,8 @@ def test_worst_decile_is_the_worst_tenth_rounded_up():
 
 
 def test_keys_and_their_order():
-    found = summarise({"a": client(1.0)}, METRICS)
-    assert list(found) == columns(METRICS)
+    found = summarise({"a": client(1.0)}, ANSWERS)
+    assert list(found) == columns(ANSWERS)
     assert columns(["loss"]) == ["loss", "loss_mean", "loss_std", "loss_worst_decile"]
 
 
@@ -50,7 +52,10 @@ def test_order_of_clients_does_not_change_a_bit():
 
 
 def test_one_client_is_its_own_summary():
-    found = summarise({"a": client(1.5, 7, right=0.3)}, METRICS)
+    judged = Scores(
+        pairs=4, won=2.5, chosen_reward=3.0, rejected_reward=-1.0, confusion=((0, 0, 2), (0, 1, 1), (1, 1, 3))
+    )
+    found = summarise({"a": client(1.5, 7, right=0.3) + judged}, METRICS)
     for name in METRICS:
         assert found[name] == found[f"{name}_mean"] == found[f"{name}_worst_decile"]
         assert found[f"{name}_std"] == 0.0
@@ -60,6 +65,15 @@ def test_clients_without_the_metric_are_left_out():
     found = summarise({"a": client(1.0), "empty": Scores()}, ["loss", "exact_match"])
     assert found["loss_mean"] == 1.0
     assert summarise({"empty": Scores()}, METRICS) == summarise({}, METRICS) == {}
+
+
+def test_classes_are_pooled_before_they_are_scored():
+    """Two clients of one class each: no correlation at either, all of it together."""
+    clients = {"a": Scores(examples=3, confusion=((0, 0, 3),)), "b": Scores(examples=1, confusion=((1, 1, 1),))}
+    found = summarise(clients, ["accuracy", "matthews"])
+    assert (found["accuracy"], found["matthews"]) == (1.0, 1.0)
+    assert (found["matthews_mean"], found["matthews_worst_decile"]) == (0.0, 0.0)
+    assert pooled(clients.values()).confusion == ((0, 0, 3), (1, 1, 1))
 
 
 def test_a_diverged_client_shows_and_does_not_raise():
@@ -82,6 +96,14 @@ def test_a_diverged_client_shows_and_does_not_raise():
         ("exact_match_worst_decile", "higher"),
         ("exact_match_std", "lower"),
         ("rouge_l_mean", "higher"),
+        ("accuracy", "higher"),
+        ("f1_weighted_worst_decile", "higher"),
+        ("matthews", "higher"),
+        ("preference_accuracy_mean", "higher"),
+        ("margin", "higher"),
+        ("reward_chosen", "higher"),
+        ("reward_rejected", "lower"),
+        ("reward_rejected_worst_decile", "lower"),
     ],
 )
 def test_direction(metric, expected):

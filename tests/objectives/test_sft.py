@@ -9,9 +9,12 @@ from torch import nn
 
 import tiny
 from fedloom.data.encode import Encoded
-from fedloom.objectives.sft import collate, labelled, labelled_logits, token_losses
+from fedloom.engine.padded import collate, said
+from fedloom.objectives.base import Text
+from fedloom.objectives.sft import Sft
 
 CPU = torch.device("cpu")
+SFT = Sft()
 LONG = Encoded((5, 6, 7, 8), (-100, -100, 7, 8), (5, 6), "?", None)
 SHORT = Encoded((9, 4), (-100, 4), (9,), "?", None)
 FIRST = Encoded((3, 4, 5), (3, -100, 5), (3,), "?", None)
@@ -31,49 +34,37 @@ def loss_of(seen, label):
     return math.log(sum(math.exp(v * seen / 10) for v in range(10))) - label * seen / 10
 
 
-def test_examples_stand_side_by_side_filled_up_on_the_right():
-    batch = collate([LONG, SHORT], 2, CPU)
-    assert batch.ids.tolist() == [[5, 6, 7, 8], [9, 4, 2, 2]]
-    assert batch.labels.tolist() == [[-100, -100, 7, 8], [-100, 4, -100, -100]]
-    assert batch.real.tolist() == [[True] * 4, [True, True, False, False]]
-    assert batch.ids.dtype == batch.labels.dtype == torch.int64
-    assert batch.real.dtype == torch.bool
+def losses_of(module, examples, pad=0):
+    found = said(module, collate(SFT.texts(examples), pad, CPU), "logprob")
+    return SFT.losses(found, None, examples)
 
 
-def test_filling_is_not_mistaken_for_text_where_they_share_a_token():
-    assert collate([LONG, SHORT], 4, CPU).real.tolist()[1] == [True, True, False, False]
+def test_texts_name_the_places_before_labels():
+    assert SFT.texts([LONG, FIRST]) == [Text((5, 6, 7, 8), [1, 2], [7, 8]), Text((3, 4, 5), [1], [5])]
 
 
 @pytest.mark.parametrize(
     "examples, count", [([LONG], 2), ([SHORT], 1), ([LONG, SHORT, FIRST], 4), ([FIRST], 1), ([], 0)]
 )
 def test_labelled_tokens_are_those_that_something_predicts(examples, count):
-    assert labelled(examples) == count
+    assert SFT.count(examples) == count
     if examples:
-        assert len(token_losses(Counting(), collate(examples, 0, CPU))[0]) == count
+        assert len(losses_of(Counting(), examples)) == count
 
 
 def test_losses_by_hand():
-    losses, rows = token_losses(Counting(), collate([LONG, SHORT, FIRST], 0, CPU))
+    losses = losses_of(Counting(), [LONG, SHORT, FIRST])
     wanted = [loss_of(6, 7), loss_of(7, 8), loss_of(9, 4), loss_of(4, 5)]
     assert losses.tolist() == pytest.approx(wanted, rel=1e-6)
-    assert rows.tolist() == [0, 0, 1, 2]
     assert losses.dtype == torch.float32
 
 
-def test_logits_stand_before_their_labels():
-    found = labelled_logits(Counting(), collate([LONG, SHORT], 0, CPU))
-    assert torch.equal(found, torch.tensor([6.0, 7.0, 9.0])[:, None] * torch.arange(10.0) / 10)
-
-
-def test_losses_are_float32_over_half_precision_logits():
-    class Half(Counting):
-        def forward(self, input_ids, use_cache):
-            return SimpleNamespace(logits=super().forward(input_ids, use_cache).logits.bfloat16())
-
-    batch = collate([LONG], 0, CPU)
-    assert token_losses(Half(), batch)[0].dtype == torch.float32
-    assert labelled_logits(Half(), batch).dtype == torch.float32
+def test_scores_by_hand():
+    found = said(Counting(), collate(SFT.texts([LONG, SHORT]), 0, CPU), "logprob")
+    first, second = SFT.scores(found, None, [LONG, SHORT])
+    assert (first.examples, first.tokens, second.tokens) == (1, 2, 1)
+    assert first.nll == pytest.approx(loss_of(6, 7) + loss_of(7, 8), rel=1e-6)
+    assert second.nll == pytest.approx(loss_of(9, 4), rel=1e-6)
 
 
 def test_a_batch_without_labels_has_no_losses_and_no_gradient():
@@ -83,10 +74,16 @@ def test_a_batch_without_labels_has_no_losses_and_no_gradient():
         logits=scale * Counting.forward(module, input_ids, use_cache).logits
     )
     silent = Encoded((5, 6), (-100, -100), (5,), "?", None)
-    losses, rows = token_losses(module, collate([silent], 0, CPU))
-    assert (losses.tolist(), rows.tolist()) == ([], [])
+    losses = losses_of(module, [silent])
+    assert losses.tolist() == []
     losses.sum().backward()
     assert scale.grad == 0
+    found = said(module, collate(SFT.texts([silent]), 0, CPU), "logprob")
+    assert SFT.scores(found, None, [silent])[0].tokens == 0
+
+
+def test_an_example_to_try_an_engine_with_has_something_to_learn():
+    assert SFT.count([SFT.made_up((4, 5, 6, 7))]) == 2
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -96,13 +93,14 @@ def test_neighbours_and_filling_do_not_change_an_example(family, tmp_path):
     module = tiny.loaded(folder).module
     examples = tiny.batch(9, 14, 5, 11)
     with torch.no_grad():
-        losses, rows = token_losses(module, collate(examples, 0, CPU))
-        other, _ = token_losses(module, collate(examples, 200, CPU))
+        losses = losses_of(module, examples)
+        other = losses_of(module, examples, pad=200)
         whole = tiny.batch_loss(tiny.plain(folder), examples)  # the model's own loss, with an attention mask
     assert torch.allclose(losses, other, atol=1e-6)
     assert float(losses.mean()) == pytest.approx(float(whole), rel=1e-5)
-    for row, one in enumerate(examples):
+    parts = iter(losses.split([SFT.count([one]) for one in examples]))
+    for one in examples:
         nll, count = tiny.nll_alone(tiny.plain(folder), one)
-        mine = losses[rows == row]
+        mine = next(parts)
         assert len(mine) == count
         assert float(mine.sum()) == pytest.approx(nll, rel=1e-5)

@@ -67,6 +67,15 @@ def test_algorithm_space_rule_and_server(facts_of):
     assert found["Server optimiser"][0] == "sgd, lr 0.5"
 
 
+def test_the_objective_is_named_with_what_is_not_as_usual(facts_of):
+    facts = facts_of("objective={name: dpo, loss: robust, label_smoothing: 0.1}", "evaluate.metrics=null")
+    value, note = rows(facts)["Objective"]
+    assert value == "dpo, loss robust, beta 0.1, label_smoothing 0.1"
+    assert note.startswith("Preference tuning on pairs of answers")
+    facts = facts_of("objective={name: classify, labels: [a, b], pooling: mean}", "evaluate.metrics=null", name="other")
+    assert rows(facts)["Objective"][0].replace("\u00a0", " ") == "classify, pooling mean, 2 classes"
+
+
 def test_attackers_and_holdouts_are_those_of_the_run(facts_of):
     facts = facts_of("seed=3", "attack={name: sign_flip, clients: 20%, scale: 3}", "federation.holdout=2")
     config = load("my-data", ["attack={name: sign_flip, clients: 20%, scale: 3}"]).attack

@@ -101,6 +101,19 @@ def test_what_is_said(make_run, missing):
     assert any(label.startswith("Loss. Loss over rounds. training: 3.000 at round 1") for label in found.labels)
 
 
+def test_metrics_of_other_objectives_are_said_in_words(make_run):
+    """Shares in percent; every metric worth a picture has one."""
+    names = ("loss", "accuracy", "f1", "matthews")
+    said = told(outline(page.write([make_run("classes", names=names)])))
+    for text in ("Accuracy", "75.0\u00a0%", "F1 (macro)", "73.3\u00a0%", "Matthews correlation", "0.577"):
+        assert text in said
+    names = ("loss", "preference_accuracy", "margin")
+    runs = [make_run(name, names=names) for name in ("one", "other")]
+    found = outline(page.write(runs, runs[0] / "both.html"))
+    assert "Preference accuracy" in told(found) and "62.5\u00a0%" in told(found)
+    assert any(label.startswith("Reward margin over rounds") or "Reward margin" in label for label in found.labels)
+
+
 def test_the_same_run_gives_the_same_bytes(make_run, tmp_path):
     folder = make_run()
     first, second = page.write([folder], tmp_path / "a.html"), page.write([folder], tmp_path / "b.html")

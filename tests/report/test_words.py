@@ -4,6 +4,10 @@ import math
 
 import pytest
 
+from fedloom.cite.uses import METRICS as cited
+from fedloom.cli import wording
+from fedloom.cli.listing import SAID
+from fedloom.metrics.summary import METRICS
 from fedloom.report import words
 
 
@@ -46,6 +50,10 @@ def test_duration(seconds, shown):
     "metric, number, shown",
     [
         ("exact_match", 0.125, "12.5 %"),
+        ("f1_weighted", 0.125, "12.5 %"),
+        ("preference_accuracy", 0.5, "50.0 %"),
+        ("matthews", -0.125, "-0.125"),
+        ("reward_rejected", -1.5, "-1.500"),
         ("loss", 0.6181, "0.618"),
         ("perplexity", 12.345, "12.35"),
         ("perplexity", 12345.6, "12,346"),
@@ -64,6 +72,14 @@ def test_shorten_keeps_both_ends():
     assert words.shorten("client-0001", 24) == "client-0001"
     short = words.shorten("a" * 30 + "0001", 12)
     assert len(short) == 12 and short.startswith("aaa") and short.endswith("0001")
+
+
+def test_every_metric_has_a_name_in_words():
+    """Also where it is listed, shown on a console and cited."""
+    assert set(words.METRICS) == set(SAID["metrics"]) == set(cited) == set(METRICS)
+    assert set(METRICS) > words.SHARES and set(words.CURVES) < set(METRICS)
+    assert wording.number("f1_worst_decile", 0.25) == wording.number("preference_accuracy", 0.25) == "25.0 %"
+    assert wording.number("matthews", 0.25) == "0.250"
 
 
 def test_count():

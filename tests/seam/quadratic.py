@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fedloom import masks, rng
-from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Model, Profile, Trained
+from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Distilled, Model, Profile, Trained
 from fedloom.engine.config import LocalConfig, OptimizerConfig
+from fedloom.engine.lessons import Distil
 from fedloom.engine.requests import Descend, Evaluate, Logits, Probe
 from fedloom.events import Event
 from fedloom.params import Layout, Leaf
@@ -135,6 +136,8 @@ class QuadraticEngine:
                 return torch.stack([row.h @ weights(request.x, layout, request.carry) for row in request.examples])
             case Evaluate():
                 return float(loss(weights(request.x, layout, request.carry), request.examples))
+            case Distil():
+                return distilled(layout, request)
         raise AssertionError(request)
 
     def _step(self, job: _Job, layout: Layout, request: Descend) -> Any:
@@ -169,6 +172,36 @@ class QuadraticEngine:
         gradient = job.raw / job.step if request.gradient else None
         lr_sum = sum(request.lrs[: job.step])
         return Trained(job.w, job.step, lr_sum, job.examples, job.examples, mean, gradient=gradient, inner=inner)
+
+
+def distilled(layout: Layout, request: Distil) -> Distilled:
+    """A teacher that is weights [SIZE] of its own; student and teacher are drawn to each other."""
+    teacher = torch.full((SIZE,), 0.1, dtype=torch.float64) if request.teacher is None else request.teacher
+    for course in request.alone:
+        for batch, lr in zip(course.batches, course.lrs, strict=True):
+            teacher = stepped(teacher, lambda t, batch=batch: loss(t, batch), lr)
+    x, both, losses = request.x, request.together, (0.0, 0.0)
+    assert both is not None
+    for batch, lr in zip(both.batches, both.lrs, strict=True):
+        w = weights(x, layout, request.carry)
+        losses = float(loss(w, batch)), float(loss(teacher, batch))
+
+        def student(x: Tensor, batch: Any = batch, goal: Tensor = teacher) -> Tensor:
+            own = weights(x, layout, request.carry)
+            return loss(own, batch) + (own - goal).square().mean() / 10
+
+        x, teacher = (
+            stepped(x, student, lr),
+            stepped(teacher, lambda t, batch=batch, w=w: loss(t, batch) + (t - w).square().mean() / 10, lr),
+        )
+    return Distilled(x, teacher, 17, len(both.batches), 0, *losses)
+
+
+def stepped(x: Tensor, value: Callable[[Tensor], Tensor], lr: float) -> Tensor:
+    """One step of gradient descent."""
+    x = x.detach().requires_grad_()
+    (g,) = torch.autograd.grad(value(x), x)
+    return (x - lr * g).detach()
 
 
 def loss(w: Tensor, batch: Sequence[Row]) -> Tensor:

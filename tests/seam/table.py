@@ -44,6 +44,8 @@ SHARED_SCALE = World(ranks=(1, 2, 2, 1, 2), scale=1.0)
 ALL = World(clients=6, cohort=6)
 INT8 = Encoding("int8", feedback=True)
 
+FEDKD: dict[str, Any] = {"name": "fedkd", "teacher": {"name": "toy"}, "lr": 0.02, "batch_size": 16}
+
 
 def made(world: World, algorithm: dict[str, Any] | str, learns: bool = True, least: int = 1, **aggregate: Any) -> Row:
     """A row from recipe sections, as `fedloom.algorithms.table` builds it."""
@@ -105,6 +107,8 @@ def rows() -> dict[str, Row]:
         ),
         "hetlora": made(SHARED_SCALE, {"name": "hetlora", "gamma": 0.6}),
         "lora_a2": made(PAIR, {"name": "lora_a2", "rank": 1, "ratio": 1.0}),
+        "fedkd": made(World(), FEDKD),
+        "fedkd-lora-turns": made(PAIR, FEDKD, space={"name": "turns"}),
         "median": made(World(), "fedavg", rule={"name": "median"}),
         "trimmed_mean": made(World(), "fedavg", rule={"name": "trimmed_mean", "share": 0.25}),
         "krum": made(ALL, "fedavg", least=5, rule={"name": "krum"}),

@@ -7,7 +7,8 @@ Over a skeleton layout, start and extras are those of the loaded base. An adapte
 that it can be saved; nothing can be computed, and parameters trained in full have no numbers at all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +40,10 @@ class Adapted:
     """Tells the modules a layout's scales and what else follows from its ranks."""
     together: Together | None = None
     """How clients share a forward pass; None: this kind of adapter cannot."""
+    wrapper: nn.Module | None = None
+    """peft's, around what is adapted: the module itself, or a classifier's backbone; None: this kind has none."""
+    layers: Sequence[int] | None = None
+    """The base's blocks that were kept, in this order; None: all."""
     w: Tensor = field(init=False)
     """[P of the layout in use] on the model's device; float32, or float64 for a model in float64. On the CPU for an
     adapter over a skeleton; on `meta` where every parameter of a skeleton is trained."""
@@ -103,6 +108,21 @@ class Adapted:
         self._carry(carry)
         for extra in self.extras.values():
             extra.live = extra.values is not None and bool(extra.values.any())
+
+    @contextmanager
+    def standing(self, x: Params, carry: Carry = ()) -> Iterator[None]:
+        """Within, without gradients, the model stands at x [P] of the layout in use; then where it stood, to the bit."""
+        extras = list(self.extras.values())
+        kept, before = self.w.clone(), [(extra.carry, extra.live) for extra in extras]
+        self.load(x, self._shaped, carry)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            with torch.no_grad():
+                self.w.copy_(kept)
+            for extra, (pair, live) in zip(extras, before, strict=True):
+                extra.carry, extra.live = pair, live
 
     def check(self, x: Params, layout: Layout) -> None:
         """Whether a vector is the layout's, and the layout this model's.

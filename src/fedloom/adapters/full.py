@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
+from fedloom.adapters import classifiers
 from fedloom.adapters.adapted import Adapted
 from fedloom.errors import UserError
+from fedloom.models.heads import Classifier
 from fedloom.models.load import Base
 from fedloom.params import Layout, Leaf, Params
 
@@ -18,11 +20,11 @@ def adapt(base: Base) -> Adapted:
     module = base.module.float().requires_grad_(True)
     named = dict(module.named_parameters())
     layout = Layout.of([Leaf(name, tuple(p.shape), origin="difference") for name, p in named.items()])
-    return Adapted(module, layout, list(named.values()), torch.zeros(layout.size))
+    return Adapted(module, layout, list(named.values()), torch.zeros(layout.size), layers=base.layers)
 
 
 def save(adapted: Adapted, x: Params, folder: Path) -> None:
-    """Write the whole tuned model as a Hugging Face folder.
+    """Write the whole tuned model as a Hugging Face folder; a classifier's head stands in files of its own.
 
     Raises:
         UserError: the base is a skeleton.
@@ -35,5 +37,8 @@ def save(adapted: Adapted, x: Params, folder: Path) -> None:
         )
     before = adapted.read()
     adapted.load(x)
-    adapted.module.save_pretrained(str(folder))  # type: ignore[operator]
+    if isinstance(adapted.module, Classifier):
+        classifiers.save_whole(adapted.module, folder)
+    else:
+        adapted.module.save_pretrained(str(folder))  # type: ignore[operator]
     adapted.load(before)

@@ -3,7 +3,8 @@
 Hu et al. 2021, https://arxiv.org/abs/2106.09685: W x + (alpha / r) B A x, A [r, in] random, B [out, r] zero. The layout
 calls factors `<module>.A` and `<module>.B`. With `freeze: A` the first factor stays where it started and is no leaf
 (FFA-LoRA, Sun et al. 2024, https://arxiv.org/abs/2403.12313); with `sparse` each layer has a sparse update `<module>.S`
-besides (SLoRA, Babakniya et al. 2023, https://arxiv.org/abs/2308.06522).
+besides (SLoRA, Babakniya et al. 2023, https://arxiv.org/abs/2308.06522). Of a classifier the model inside is adapted;
+its head is trained whole, in leaves `head.<parameter>` behind all others.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom import lowrank, masks
+from fedloom.adapters import heads
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.config import LoraConfig
 from fedloom.adapters.dropout import KeyedDropout, Moment
@@ -21,6 +23,7 @@ from fedloom.adapters.extra import Extra
 from fedloom.adapters.together import Piece, Place, fitted, switched
 from fedloom.contracts import Carry
 from fedloom.errors import UserError, nearest
+from fedloom.models.heads import Classifier
 from fedloom.models.load import Base, quiet
 from fedloom.params import Layout, Leaf
 
@@ -41,15 +44,8 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
     Raises:
         UserError: a target names no linear layer, or the rank is too large for one.
     """
-    from peft import get_peft_model
-
-    settings = peft_config(base.module, config)
-    with torch.random.fork_rng(), quiet():  # peft draws A from the global generator; ours are drawn below
-        try:
-            module = get_peft_model(base.module, settings)
-        except ValueError as error:
-            raise UserError(f"adapter.targets={config.targets}: {error}") from None
-    found = {name.removeprefix(PREFIX): layer for name, layer in module.named_modules() if hasattr(layer, "lora_A")}
+    wrapped = _wrapped(base.module, config)
+    found = {name.removeprefix(PREFIX): layer for name, layer in wrapped.named_modules() if hasattr(layer, "lora_A")}
     if base.skeleton:
         _fetch(found.values())
     shared = ranks(list(found)) if ranks is not None else dict.fromkeys(found, config.rank)
@@ -61,10 +57,17 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
         for leaf, tensor in layer.trainable(full):
             leaves.append(leaf)
             tensors.append(tensor)
-    layout = Layout.of(leaves)
     views = full.views(start)
     for layer in layers:
         layer.freeze(views)
+    module, head = wrapped, list[str]()
+    if isinstance(base.module, Classifier):
+        module, head = base.module, [name for name, _ in base.module.head.named_parameters()]
+        for leaf, tensor in heads.trainable(base.module):
+            leaves.append(leaf)
+            tensors.append(tensor)
+        views |= heads.start(base.module)
+    layout = Layout.of(leaves)
     first = layout.gather({leaf.name: views.get(leaf.name, torch.zeros(leaf.shape)) for leaf in layout.leaves})
     extras = {layer.name: layer.extra for layer in layers}
 
@@ -73,7 +76,21 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
             layer.rescale(now)
 
     share(layers, moment)
-    return Adapted(module, layout, tensors, first, moment, extras, rescale, LoraTogether(layers))
+    together = LoraTogether(layers, head)
+    return Adapted(module, layout, tensors, first, moment, extras, rescale, together, wrapped, base.layers)
+
+
+def _wrapped(module: Any, config: LoraConfig) -> Any:
+    """The model with factors beside its linear layers, inside peft's wrapper; of a classifier, only its backbone."""
+    from peft import get_peft_model
+
+    settings = peft_config(module, config)
+    module = module.backbone if isinstance(module, Classifier) else module
+    with torch.random.fork_rng(), quiet():  # peft draws A from the global generator; ours are drawn later
+        try:
+            return get_peft_model(module, settings)
+        except ValueError as error:
+            raise UserError(f"adapter.targets={config.targets}: {error}") from None
 
 
 def share(layers: "Sequence[_Layer]", moment: Moment) -> None:
@@ -88,8 +105,8 @@ def share(layers: "Sequence[_Layer]", moment: Moment) -> None:
 class LoraTogether:
     """What a client's row means for the adapted layers (`fedloom.adapters.together.Together`)."""
 
-    def __init__(self, layers: "Sequence[_Layer]") -> None:
-        self.layers = layers
+    def __init__(self, layers: "Sequence[_Layer]", head: Sequence[str] = ()) -> None:
+        self.layers, self.head = layers, head
 
     def pieces(self, w: Tensor, g: Tensor | None, layout: Layout) -> list[Piece]:
         """Views of a row w [P] and its gradients g [P], layer by layer."""
@@ -109,6 +126,12 @@ class LoraTogether:
         shapes = [(layer.extra.outputs, layer.extra.inputs) for layer in self.layers]
         for piece, pair in zip(pieces, fitted(carry, shapes, pieces[0].b), strict=True):
             piece.carry = pair
+
+    def heads(self, w: Tensor, g: Tensor | None, layout: Layout) -> dict[str, Tensor]:
+        """Views of a row w [P] by the names of the head's parameters; with g [P], leaves whose gradients are in it."""
+        if not self.head:
+            return {}
+        return heads.views(self.head, layout.views(w.detach()), layout.views(g) if g is not None else None)
 
 
 def resized(layout: Layout, ranks: Mapping[str, int], scale: Callable[[int], float]) -> Layout:
@@ -136,14 +159,15 @@ def scale(config: LoraConfig, rank: int) -> float:
     return float(config.alpha / (r**0.5 if config.rslora else r))
 
 
-def peft_config(module: nn.Module, config: LoraConfig) -> Any:
+def peft_config(module: Any, config: LoraConfig) -> Any:
     """Peft's own settings object for these settings."""
     import peft
 
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     if isinstance(targets, list) or targets not in ("auto", "all-linear"):
         targets = [targets] if isinstance(targets, str) else targets
-        _check_targets(module, targets)
+        _check_targets(module.backbone if isinstance(module, Classifier) else module, targets)
+    pooler = isinstance(module, Classifier) and getattr(module.backbone, "pooler", None) is not None
     conv1d = any(type(layer).__name__ == "Conv1D" for layer in module.modules())
     return peft.LoraConfig(
         r=1,  # the tensors become views of our buffers, of whatever rank the layout says
@@ -152,7 +176,8 @@ def peft_config(module: nn.Module, config: LoraConfig) -> Any:
         use_rslora=config.rslora,
         target_modules=None if targets == "auto" else targets,
         fan_in_fan_out=conv1d,
-        task_type="CAUSAL_LM",
+        exclude_modules=heads.POOLER if pooler else None,
+        task_type="FEATURE_EXTRACTION" if isinstance(module, Classifier) else "CAUSAL_LM",
     )
 
 

@@ -1,7 +1,8 @@
 """Adapters as files that plain peft loads: `peft.PeftModel.from_pretrained` gives the same logits.
 
 What a model carries on top of its base becomes further columns of B and rows of A, so the folder's adapter has a higher
-rank than the trained one. peft's names appear in the files of this folder only.
+rank than the trained one. peft's names appear in the files of this folder only. Of a classifier, peft knows the model
+without the head, which stands in files beside the adapter.
 """
 
 from collections import Counter
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedloom.adapters import classifiers, heads, readme
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.extra import Extra
 from fedloom.adapters.lora import PREFIX
 from fedloom.contracts import Model
+from fedloom.models.heads import Classifier
 from fedloom.params import Layout, Params
 
 
@@ -35,9 +38,12 @@ def save(adapted: Adapted, model: Model, layout: Layout, base_name: str, folder:
 
     folder.mkdir(parents=True, exist_ok=True)
     pairs = factors(adapted, model, layout)
-    settings: Any = copy.deepcopy(adapted.module.peft_config["default"])  # type: ignore[index]
+    wrapper: Any = adapted.wrapper
+    settings: Any = copy.deepcopy(wrapper.peft_config["default"])
     settings.base_model_name_or_path = base_name
     settings.inference_mode = True
+    if isinstance(adapted.module, Classifier):  # loaded without a head, the base has its pooler again
+        settings.exclude_modules = heads.POOLER if adapted.module.pooler else None
     _say_ranks(settings, {name: (a.shape[0], s) for name, (a, _, s) in pairs.items()})
     settings.save_pretrained(str(folder))
     tensors = {}
@@ -45,14 +51,18 @@ def save(adapted: Adapted, model: Model, layout: Layout, base_name: str, folder:
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a.contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b.contiguous()
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    if isinstance(adapted.module, Classifier):
+        classifiers.save_head(adapted.module, folder)
+    readme.write(folder, adapted.module, base_name, adapted.layers)
 
 
 def factors(adapted: Adapted, model: Model, layout: Layout) -> dict[str, tuple[Tensor, Tensor, float]]:
     """By adapted module: A [k, in], B [out, k] and scale of everything on top of the base, in float32 on the CPU."""
     adapted.load(model.x, layout, model.carry)
-    found = {}
+    found, wrapper = {}, adapted.wrapper
+    assert wrapper is not None
     for name, extra in adapted.extras.items():
-        layer: Any = adapted.module.get_submodule(PREFIX + name)
+        layer: Any = wrapper.get_submodule(PREFIX + name)
         scale = float(layer.scaling["default"])
         a = [layer.lora_A["default"].weight]
         b = [layer.lora_B["default"].weight]
@@ -64,8 +74,9 @@ def factors(adapted: Adapted, model: Model, layout: Layout) -> dict[str, tuple[T
 
 
 def peft_tensors(adapted: Adapted, x: Params) -> dict[str, Tensor]:
-    """The shared vector under peft's names."""
-    found = {}
+    """The shared vector under peft's names; a head's parameters under ours."""
+    views = adapted.layout.views(x)
+    found = {name: view for name, view in views.items() if name.startswith(heads.PREFIX)}
     for name, (a, b, _) in factors(adapted, Model(x), adapted.layout).items():
         found[f"{PREFIX}{name}.lora_A.weight"], found[f"{PREFIX}{name}.lora_B.weight"] = a, b
     return found
@@ -77,7 +88,8 @@ def from_peft(layout: Layout, tensors: Mapping[str, Tensor]) -> Params:
     Raises:
         ValueError: its tensors are not those of the layout.
     """
-    names = {f"{PREFIX}{leaf.module}.lora_{leaf.factor}.weight": leaf.name for leaf in layout.leaves}
+    factors_ = [leaf for leaf in layout.leaves if leaf.module]
+    names = {f"{PREFIX}{leaf.module}.lora_{leaf.factor}.weight": leaf.name for leaf in factors_}
     return layout.gather({names.get(name, name): tensor for name, tensor in tensors.items()})
 
 

@@ -67,6 +67,16 @@ class Together(Protocol):
             ValueError: it does not fit the layers.
         """
 
+    def heads(self, w: Tensor, g: Tensor | None, layout: Layout) -> dict[str, Tensor]:
+        """What a row says of the model's classification head: its parameters by their names in the head, as views of w.
+
+        For `torch.func.functional_call(classifier.head, heads, pooled)`. With g they want gradients, which a backward
+        pass adds to views of g.
+
+        Returns:
+            Nothing, where the model has no head.
+        """
+
 
 class NotTogether(RuntimeError):
     """This model cannot be run for several clients at once."""

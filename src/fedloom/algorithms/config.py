@@ -1,8 +1,8 @@
 """The settings of each algorithm page; one class per row of `fedloom.algorithms.table`."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedloom.settings import Strict
 
@@ -181,6 +181,64 @@ class LoraA2Config(AlgorithmSettings):
     ratio: float = Field(5.0, gt=0, description="Learning rate of B over that of A.")
 
 
+class TeacherConfig(Strict):
+    """The large model a student learns from; it stays with the server, and every weight of it is trained."""
+
+    name: str = Field(
+        description="A folder in Hugging Face layout (also one that fedloom pretrain-teacher wrote), a Hugging Face "
+        "model id, or nano; its tokenizer must be the model's."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model id.")
+    layers: list[int] | None = Field(None, description="Keep only these of its layers; null: all.")
+
+
+class FedKdConfig(AlgorithmSettings):
+    """FedKD-LoRA: the server distils the clients' average with a teacher, on public rows (data.public)."""
+
+    spaces: ClassVar[Spaces] = "linear"
+    server: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
+    name: Literal["fedkd"] = "fedkd"
+    teacher: TeacherConfig
+    pretrain_epochs: float = Field(
+        1.0, ge=0, description="Passes of the teacher alone before the first round; 0 for one that was trained before."
+    )
+    teacher_epochs: float = Field(1.0, ge=0, description="Passes of the teacher alone in every round.")
+    epochs: float = Field(1.0, gt=0, description="Passes of teacher and student together in every round.")
+    lr: float = Field(5e-5, gt=0, description="Of the server's AdamW; falls in a line to 0 in each of these.")
+    batch_size: int = Field(32, ge=1, description="Public rows of a step.")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Larger gradients of either model are scaled down to it; null: off."
+    )
+    kl: Literal["proper", "raw_logits"] = Field(
+        "proper",
+        description="proper: KL divergence of softmax(logits / temperature). raw_logits: the published code's sum "
+        "exp(s) (s - t) on logits as they are, which is no divergence; to compare with.",
+    )
+    temperature: float = Field(2.0, gt=0, description="Softens both models' words; the divergence counts T^2 times.")
+    alpha: float | None = Field(
+        None, ge=0, le=1, description="(1 - alpha) CE + alpha T^2 KL; null: CE + T^2 KL, as published."
+    )
+    direction: Literal["reverse", "forward"] = Field(
+        "reverse", description="reverse: KL(own || partner), as published. forward: KL(partner || own), as Hinton's."
+    )
+    mutual: bool = Field(True, description="The teacher learns from the student too; false: it is only followed.")
+    normalised: bool = Field(True, description="Divide what is taught by CE_s + CE_t + epsilon, as published.")
+    epsilon: float = Field(1.0, gt=0, description="Of that divisor.")
+    attention: float = Field(
+        0.0, ge=0, description="Weight of the distance of attention maps (published: 1); needs model.attention=eager."
+    )
+
+    @model_validator(mode="after")
+    def _as_published(self) -> Self:
+        """What the published loss has no place for."""
+        free = ("temperature", "alpha", "direction", "mutual", "normalised")
+        changed = [key for key in free if getattr(self, key) != type(self).model_fields[key].default]
+        if self.kl == "raw_logits" and changed:
+            raise ValueError(f"kl=raw_logits is the published loss as it is; leave {', '.join(changed)} out")
+        return self
+
+
 class LocalOnlyConfig(AlgorithmSettings):
     """Baseline: every client trains alone, nothing is shared."""
 
@@ -210,6 +268,7 @@ AlgorithmConfig = Annotated[
     | DualConfig
     | HetLoraConfig
     | LoraA2Config
+    | FedKdConfig
     | LocalOnlyConfig
     | CentralizedConfig,
     Field(discriminator="name"),

@@ -45,6 +45,7 @@ from fedloom.algorithms.config import (
     DualConfig,
     FedAvgConfig,
     FedBuffConfig,
+    FedKdConfig,
     FedNovaConfig,
     FedPerConfig,
     FedProxConfig,
@@ -61,6 +62,7 @@ from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.dual import Dual
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedbuff import FedBuff
+from fedloom.algorithms.fedkd import FedKd
 from fedloom.algorithms.fednova import FedNova
 from fedloom.algorithms.fedper import FedPer
 from fedloom.algorithms.fedprox import FedProx
@@ -72,7 +74,7 @@ from fedloom.algorithms.lookahead import Lookahead
 from fedloom.algorithms.lora_a2 import LoraA2
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.scaffold import Scaffold
-from fedloom.contracts import Algorithm, Space
+from fedloom.contracts import Algorithm, Lessons, Space
 from fedloom.params import Layout
 from fedloom.spaces.factors import Factors
 from fedloom.spaces.products import Products
@@ -148,6 +150,12 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
             return HetLora(layout, algorithm.gamma, algorithm.lam, algorithm.least_rank)
         case LoraA2Config():
             return LoraA2(layout, rank=algorithm.rank, lr_ratio=algorithm.ratio)
+        case FedKdConfig():
+            lessons = Lessons(
+                first=algorithm.pretrain_epochs, alone=algorithm.teacher_epochs, together=algorithm.epochs,
+                lr=algorithm.lr, batch_size=algorithm.batch_size, max_grad_norm=algorithm.max_grad_norm,
+            )  # fmt: skip
+            return FedKd(space, server, guard, lessons=lessons)
         case LocalOnlyConfig():
             return LocalOnly()
         case CentralizedConfig():

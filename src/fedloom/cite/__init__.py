@@ -18,8 +18,10 @@ from fedloom.cite.uses import (
     ALGORITHMS,
     ATTACKS,
     ENCODINGS,
+    LOSSES,
     METRICS,
     NOT_FACTORS,
+    OBJECTIVES,
     PARTITIONS,
     RULES,
     SAMPLINGS,
@@ -30,6 +32,7 @@ from fedloom.cite.uses import (
 )
 from fedloom.config import Config
 from fedloom.data.named import NAMED
+from fedloom.objectives.config import DpoConfig
 
 YEAR: Final = 2026
 """Of this version of fedloom."""
@@ -143,6 +146,9 @@ def _uses(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
         if adapter.ranks.name != "homogeneous":
             yield f"adapter.ranks={adapter.ranks.name}", ("bai2024flexlora",)
     yield f"partition={config.partition.method}", PARTITIONS[config.partition.method]
+    yield f"objective={config.objective.name}", OBJECTIVES[config.objective.name]
+    if isinstance(config.objective, DpoConfig):
+        yield f"objective.loss={config.objective.loss}", LOSSES[config.objective.loss]
     for key, source in (("data.source", config.data.source), ("evaluate.global_source", config.evaluate.global_source)):
         if source is not None:
             yield f"{key}={source}", SOURCES.get(source, ())
@@ -150,7 +156,7 @@ def _uses(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
     if template == "auto" and config.data.source in NAMED:
         template = NAMED[config.data.source].template
     yield f"data.template={template}", TEMPLATES.get(template, ())  # a template of one's own is no paper's
-    for metric in config.evaluate.metrics:
+    for metric in config.evaluate.measured:
         yield f"evaluate.metrics=[{metric}]", METRICS[metric]
 
 

@@ -211,5 +211,31 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
         "Xu, Can and others", 2023,
         "WizardLM: Empowering Large Language Models to Follow Complex Instructions", "2304.12244",
     ),
+    "rafailov2023dpo": (
+        "Rafailov, Rafael and others", 2023,
+        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", "2305.18290",
+    ),
+    "chowdhury2024robust": (
+        "Chowdhury, Sayak Ray and others", 2024,
+        "Provably Robust DPO: Aligning Language Models with Noisy Feedback", "2403.00409",
+    ),
+    "azar2024ipo": (
+        "Azar, Mohammad Gheshlaghi and others", 2024,
+        "A General Theoretical Paradigm to Understand Learning from Human Preferences", "2310.12036",
+    ),
+    "zhao2023slic": (
+        "Zhao, Yao and others", 2023, "SLiC-HF: Sequence Likelihood Calibration with Human Feedback", "2305.10425",
+    ),
+    "hong2024orpo": (
+        "Hong, Jiwoo and others", 2024, "ORPO: Monolithic Preference Optimization without Reference Model",
+        "2403.07691",
+    ),
+    "meng2024simpo": (
+        "Meng, Yu and others", 2024, "SimPO: Simple Preference Optimization with a Reference-Free Reward",
+        "2405.14734",
+    ),
+    "ethayarajh2024kto": (
+        "Ethayarajh, Kawin and others", 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", "2402.01306",
+    ),
 }  # fmt: skip
 """By key: (author, year, title, number on arXiv or address)."""

@@ -79,7 +79,32 @@ PARTITIONS: Final[Table] = {
     "quantity": ("li2022niid",),
     "natural": (),
 }
-METRICS: Final[Table] = {"loss": (), "perplexity": (), "exact_match": (), "rouge_l": ("lin2004rouge",)}
+OBJECTIVES: Final[Table] = {"sft": (), "classify": (), "dpo": ("rafailov2023dpo",), "kto": ("ethayarajh2024kto",)}
+LOSSES: Final[Table] = {
+    "sigmoid": (),
+    "robust": ("chowdhury2024robust",),
+    "ipo": ("azar2024ipo",),
+    "hinge": ("zhao2023slic",),
+    "slic": ("zhao2023slic",),
+    "orpo": ("hong2024orpo",),
+    "simpo": ("meng2024simpo",),
+}
+"""Of objective dpo, beside its own."""
+METRICS: Final[Table] = {
+    "loss": (),
+    "perplexity": (),
+    "exact_match": (),
+    "rouge_l": ("lin2004rouge",),
+    "accuracy": (),
+    "f1": (),
+    "f1_weighted": (),
+    "f1_micro": (),
+    "matthews": (),
+    "preference_accuracy": (),
+    "margin": (),
+    "reward_chosen": (),
+    "reward_rejected": (),
+}
 TEMPLATES: Final[Table] = {"alpaca": ("taori2023alpaca",), "vicuna": ("zheng2023vicuna",), "chat": (), "plain": ()}
 SOURCES: Final[Table] = {
     "playground": (),

@@ -1,11 +1,14 @@
 """`fedloom list`: what can be chosen, read from the schema and the tables it comes from."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, Literal, TypeAlias, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, get_args, get_origin
 
 import typer
 
 from fedloom.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from fedloom.data.rows import Kind
 
 Pairs: TypeAlias = list[tuple[str, str]]
 
@@ -56,10 +59,19 @@ SAID: Final[Mapping[str, Mapping[str, str]]] = {
         "uniform": "every client counts the same",
     },
     "metrics": {
-        "loss": "mean cross-entropy of the answers' tokens",
+        "loss": "what is minimised, as a mean: of answers per token, else per row or pair",
         "perplexity": "exp(loss)",
         "exact_match": "share of generated answers that equal the reference; generates",
         "rouge_l": "overlap of generated answers with the reference (ROUGE-L); generates",
+        "accuracy": "share of rows whose class was said (classify)",
+        "f1": "F1, the mean over classes: macro (classify)",
+        "f1_weighted": "F1, the mean over classes by their rows (classify)",
+        "f1_micro": "F1 of all decisions together; the accuracy, unless a model says no class (classify)",
+        "matthews": "Matthews correlation of classes and what was said, -1 to 1 (classify)",
+        "preference_accuracy": "share of pairs whose better answer has the higher reward; ties count half (dpo)",
+        "margin": "mean reward of better answers less that of worse ones (dpo, kto)",
+        "reward_chosen": "mean reward of better, or good, answers (dpo, kto)",
+        "reward_rejected": "mean reward of worse, or bad, answers; lower is better (dpo, kto)",
     },
     "name": {
         "auto": "the fastest engine that is exact for this model",
@@ -111,7 +123,14 @@ def _sources() -> Pairs:
     from fedloom.data.named import NAMED
 
     own = [("playground", "the embedded model's own small skills, made on the spot; no network")]
-    return own + [(name, f"{one.title}; {one.licence}") for name, one in NAMED.items()]
+    return own + [(name, f"{one.title}; {one.licence}{_objective(one.kind)}") for name, one in NAMED.items()]
+
+
+def _objective(kind: "Kind") -> str:
+    """Which objective a set is for, unless it is instruction tuning."""
+    from fedloom.data.columns import OBJECTIVES
+
+    return "" if kind == "answers" else f"; for objective={OBJECTIVES[kind]}"
 
 
 def _skills() -> Pairs:

@@ -1,7 +1,7 @@
 """What is shown when a run has ended, and the commands that look at its folder: report, cite, chat, export."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -12,6 +12,8 @@ from fedloom.cli.progress import plainly
 from fedloom.errors import UserError
 from fedloom.folder import RunFolder
 
+_NO_WORST: Final = ("loss", "perplexity", "margin", "reward")
+"""Metrics whose worst tenth is no line of its own."""
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 
 
@@ -31,8 +33,10 @@ def conclude(console: Console, folder: Path, report: Path | None) -> None:
         plainly(console, f"the clients' own models: {own}")
     plainly(console, "next:")
     private = own.is_dir() and not (folder / "adapters" / "final").is_dir()
-    shared = () if private else ("chat {}", "export {} --merge --out DIR")
-    for command in (*shared[:1], "report {} OTHER-RUN", *shared[1:], "cite {}"):
+    writes = run.config().get("objective", {}).get("name") != "classify"
+    chat, export = writes and not private, not private
+    commands = {"chat {}": chat, "report {} OTHER-RUN": True, "export {} --merge --out DIR": export, "cite {}": True}
+    for command in [command for command, fits in commands.items() if fits]:
         plainly(console, f"  fedloom {command.format(folder)}")
 
 
@@ -57,7 +61,7 @@ def before_and_after(rows: list[dict[str, float | str | None]]) -> Table:
 def _worth_a_line(name: str, first: float | str | None, last: float | str | None) -> bool:
     if name in ("round", "split", "seconds") or (first is None and last is None):
         return False
-    return not wording.is_spread(name) or (name.endswith("_worst_decile") and not name.startswith(("loss", "perp")))
+    return not wording.is_spread(name) or (name.endswith("_worst_decile") and not name.startswith(_NO_WORST))
 
 
 def _cell(name: str, value: float | str | None, absent: bool = False) -> str:

@@ -1,11 +1,13 @@
 """The commands that look at data: partition, and one example as the model sees it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from fedloom.cli.configuring import Overrides, RecipeArgument, loaded
+from fedloom.errors import UserError
 
 if TYPE_CHECKING:
     from fedloom.config import Config
@@ -24,7 +26,8 @@ def partition(
     from fedloom.data import partition as deal
     from fedloom.data import sources
 
-    table = sources.load(config.data, config.seed)
+    kind = config.objective.rows
+    table = sources.load(config.data, config.seed, kind)
     plan = deal.plan(table, config.partition, config.data, config.seed)
     holdings = deal.holdings(table, plan)
     print_holdings(holdings)
@@ -34,7 +37,7 @@ def partition(
         from fedloom import atomic
         from fedloom.data.picture import partition_svg
 
-        atomic.write_text(svg, partition_svg(holdings))
+        atomic.write_text(svg, partition_svg(holdings, "label" if kind == "labels" else "category"))
         typer.echo(svg)
 
 
@@ -72,17 +75,37 @@ def _categories(held: dict[str, int]) -> str:
 def print_example(config: "Config") -> None:
     """The first client's first row, encoded; what is learned is marked."""
     from fedloom.data import federated
-    from fedloom.data.encode import marked
     from fedloom.models.load import load_tokenizer
+    from fedloom.sides import wanted
 
     tokenizer = load_tokenizer(config.model)
-    data = federated.build(config.data, config.partition, config.seed, tokenizer)
+    data = federated.build(config.data, config.partition, config.seed, tokenizer, wanted(config))
     client = next(one for one in data.clients if one.sizes["train"])
-    example = client.get("train")[0]
-    learned = sum(label != -100 for label in example.labels)
-    typer.echo(
-        f"{client.name}, template {data.template_name}: {len(example.ids)} tokens, "
-        f"the {learned} between ⟦ and ⟧ are learned"
-    )
-    typer.echo()
-    typer.echo(marked(example, tokenizer))
+    examples = client.get("train")
+    if not examples:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in client.dropped["train"].items())
+        raise UserError(f"{client.name} has nothing to train on ({left_out}); raise data.max_length")
+    typer.echo(f"{client.name}, template {data.template_name}: {_said(examples[0], data.labels, tokenizer)}")
+
+
+def _said(example: Any, labels: Sequence[str] | None, tokenizer: Any) -> str:
+    """An example in words, and its text."""
+    from fedloom.data.encode import marked
+    from fedloom.data.labelled import Labelled
+    from fedloom.data.pairs import Judged, Pair
+
+    if isinstance(example, Labelled):
+        assert labels is not None
+        text = tokenizer.decode(example.ids, skip_special_tokens=False)
+        return f"{example.size} tokens, the label is {labels[example.label]} ({example.label})\n\n{text}"
+    if isinstance(example, Pair):
+        texts = [
+            f"{name}:\n{marked(one, tokenizer)}"
+            for name, one in (("chosen", example.chosen), ("rejected", example.rejected))
+        ]
+        return f"{example.size} tokens in two answers, those between ⟦ and ⟧ are compared\n\n" + "\n\n".join(texts)
+    answer = example.answer if isinstance(example, Judged) else example
+    learned = sum(label != -100 for label in answer.labels)
+    judged = f", which is {'good' if example.good else 'bad'}" if isinstance(example, Judged) else ""
+    words = "are the answer" if judged else "are learned"
+    return f"{answer.size} tokens, the {learned} between ⟦ and ⟧ {words}{judged}\n\n{marked(answer, tokenizer)}"

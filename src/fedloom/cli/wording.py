@@ -5,8 +5,8 @@ from typing import Final
 
 from fedloom.events import Evaluated, ReplyMissing, RoundFinished, RunStarted
 
-_SHARES: Final = ("exact_match", "rouge_l")
-"""Metrics between 0 and 1, where more is better; shown in per cent."""
+_SHARES: Final = ("preference_accuracy", "exact_match", "rouge_l", "accuracy", "f1", "f1_weighted", "f1_micro")
+"""Metrics between 0 and 1, where more is better; shown in per cent. The first there is speaks for a run."""
 
 
 def number(metric: str, value: float) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from fedloom.config.methods import METHODS
+from fedloom.config.objectives import OBJECTIVES
 from fedloom.config.schema import Config
 from fedloom.config.tree import KeyPath, dotted
 from fedloom.config.words import Problem
@@ -35,7 +36,7 @@ CLIENTS: Final = ("partition.clients", "partition.method")
 def check(config: Config) -> list[Contradiction]:
     """Every contradiction in a configuration whose sections are each valid."""
     found = [problem for one in CHECKS for problem in one(config)]
-    return found + [_problem(text, *reads) for one in METHODS for text, *reads in one(config)]
+    return found + [_problem(text, *reads) for one in (*METHODS, *OBJECTIVES) for text, *reads in one(config)]
 
 
 def require(config: Config) -> Config:
@@ -147,14 +148,14 @@ def natural_needs_clients(config: Config) -> Found:
 
 def metrics_evaluated(config: Config) -> Found:
     """What decides (best round, early stop) must be measured."""
-    known = columns(config.evaluate.metrics)
+    known = columns(config.evaluate.measured)
     stop = config.evaluate.early_stop
     deciding = [("evaluate.best", config.evaluate.best)]
     deciding += [("evaluate.early_stop.metric", stop.metric)] if stop else []
     for key, metric in deciding:
         if metric in known:
             continue
-        measured = ", ".join(config.evaluate.metrics) or "nothing"
+        measured = ", ".join(config.evaluate.measured) or "nothing"
         hint = nearest(metric, known)
         more = hint if hint.startswith(" Did") else " Add it to evaluate.metrics, or choose one of those."
         text = f"is {metric}, but evaluate.metrics measures {measured} (and their _mean, _std, _worst_decile).{more}"
@@ -167,6 +168,8 @@ def rows_to_score(config: Config) -> Found:
     on_playground = data.source == PLAYGROUND
     key = f"data.playground.{split}_rows" if on_playground else f"data.{split}"
     own = data.playground.test_rows if split == "test" else data.playground.validation_rows
+    if split == "test" and data.test_split is not None and not on_playground:
+        return
     share = data.test if split == "test" else data.validation
     if (own if on_playground else share) == 0:
         example = "40" if on_playground else "0.1"

@@ -1,8 +1,8 @@
 """The whole configuration of a run, joined from the sections that stand beside their components."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedloom.adapters.config import AdapterConfig, LoraConfig
 from fedloom.aggregate.config import AggregateConfig
@@ -10,7 +10,7 @@ from fedloom.algorithms.config import AlgorithmConfig, FedAvgConfig
 from fedloom.channel.config import ChannelConfig
 from fedloom.data.config import CategoryConfig, DataConfig, PartitionConfig
 from fedloom.engine.config import EngineConfig, LocalConfig
-from fedloom.metrics.config import EvaluateConfig
+from fedloom.metrics.config import OWN, EvaluateConfig
 from fedloom.models.config import ModelConfig
 from fedloom.objectives.config import ObjectiveConfig, SftConfig
 from fedloom.runtime.attack_config import AttackConfig, NoAttackConfig
@@ -43,3 +43,12 @@ class Config(Strict):
     engine: EngineConfig = EngineConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     deploy: DeployConfig = DeployConfig()
+
+    @model_validator(mode="after")
+    def _metrics_of_the_objective(self) -> Self:
+        """Nothing stays open: where no metrics are named, they are the objective's own from here on."""
+        if self.evaluate.metrics is None:
+            metrics = list(OWN[self.objective.rows])
+            # frozen for users; nobody has seen this object yet
+            object.__setattr__(self, "evaluate", self.evaluate.model_copy(update={"metrics": metrics}))
+        return self

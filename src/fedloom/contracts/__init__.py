@@ -5,7 +5,18 @@ one client. Simulation and deployment differ only behind `Federation.collect`. M
 dataclasses of tensors and scalars; everything a checkpoint needs is in the state.
 """
 
-from fedloom.contracts.client import Call, Client, ClientState, Correct, Exchange, Penalty, Summary, Trained
+from fedloom.contracts.client import (
+    Call,
+    Client,
+    ClientState,
+    Correct,
+    Distilled,
+    Exchange,
+    Lessons,
+    Penalty,
+    Summary,
+    Trained,
+)
 from fedloom.contracts.geometry import Rule, Rules, Space, Stage, Term
 from fedloom.contracts.messages import (
     HOME,
@@ -33,11 +44,13 @@ __all__ = [
     "ClientState",
     "Combined",
     "Correct",
+    "Distilled",
     "Engine",
     "Exchange",
     "Federation",
     "Fits",
     "Got",
+    "Lessons",
     "Message",
     "Missing",
     "Model",

@@ -25,15 +25,50 @@ class Trained:
     examples: int
     """Examples of those steps."""
     tokens: int
-    """Labelled tokens of those steps."""
+    """What the loss of those steps is a mean over: labelled tokens, rows, or pairs."""
     loss: float | None
-    """Mean over steps of the token-mean loss; None without a step."""
+    """Mean over steps of the batches' losses; None without a step."""
     skipped: int = 0
     """Steps left out: loss or gradient not finite, or nothing labelled."""
     gradient: Params | None = None
     """[P], mean of the raw gradients of the steps, when it was asked for."""
     inner: Mapping[str, Tensor] | None = None
     """The optimiser's state after the last step, when one was handed in."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """How a teacher and the shared model learn on the public rows; passes over them, 0: none."""
+
+    first: float
+    """The teacher alone, once, before anything else."""
+    alone: float
+    """The teacher alone, each time."""
+    together: float
+    """Teacher and student, each time."""
+    lr: float
+    """At the start of each of these; it falls in a line to 0."""
+    batch_size: int
+    max_grad_norm: float | None
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation gives."""
+
+    y: Params
+    """[P], the student."""
+    teacher: Params
+    """[Q], what the teacher has learned since it was loaded; it stays where it is."""
+    teacher_base: int
+    """Which model that was."""
+    steps: int
+    """Steps taken together."""
+    skipped: int
+    """Steps left out, the teacher's alone included."""
+    student_loss: float | None
+    """Mean over these steps of the cross-entropy; None without a step."""
+    teacher_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -163,6 +198,26 @@ class Client(Protocol):
 
     def logits(self, x: Params, *, carry: Carry = ()) -> Awaitable[Tensor]:
         """The model's outputs at `x` on the public rows."""
+
+    def distil(
+        self,
+        x: Params,
+        lessons: Lessons,
+        *,
+        carry: Carry = (),
+        teacher: Params | None = None,
+        teacher_base: int | None = None,
+    ) -> Awaitable[Distilled]:
+        """Let a teacher and the model at `x` [P] learn from the public rows and from each other; the server's own
+        worker only.
+
+        Args:
+            x: the student.
+            lessons: how often and how fast.
+            carry: what lies on top of the student's base meanwhile, frozen.
+            teacher: [Q] as the last distillation gave it; None: it begins as it was loaded.
+            teacher_base: the same.
+        """
 
     def exchange(self, phase: str, payload: Message) -> Awaitable[Mapping[ClientId, Message]]:
         """Speak to the other clients of this collect and hear them all."""

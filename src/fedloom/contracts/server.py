@@ -131,6 +131,8 @@ class Needs:
     """It looks at single replies, so nothing may hide them."""
     home: bool = False
     """It asks the server's own worker."""
+    public_rows: bool = False
+    """The server's own worker learns from rows that are nobody's (`data.public`, `data.public_source`)."""
     pooled_data: bool = False
     """It needs all rows in one place: a simulation's baseline, impossible between organisations."""
     sgd_only: bool = False

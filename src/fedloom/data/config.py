@@ -18,6 +18,11 @@ class ColumnsConfig(Strict):
     messages: str | None = Field(
         None, description="A list of {role, content} turns, in place of instruction and output."
     )
+    label: str | None = Field(None, description="objective classify: the class. kto: whether the answer is good.")
+    chosen: str | None = Field(
+        None, description="objective dpo: the better answer; a text, messages, or a transcript of Human and Assistant."
+    )
+    rejected: str | None = Field(None, description="objective dpo: the worse answer.")
 
 
 class PlaygroundConfig(Strict):
@@ -55,9 +60,24 @@ class DataConfig(Strict):
     overlong: Literal["drop", "cut"] = Field(
         "drop", description="What happens to longer examples: left out, or the prompt cut from the left."
     )
+    loss_on: Literal["answer", "all"] = Field(
+        "answer",
+        description="objective sft: which tokens are learned: the answers' (every assistant turn's), or all but the "
+        "beginning-of-text token.",
+    )
     validation: float = Field(0.0, ge=0, lt=1, description="Share of rows set aside for validation.")
     test: float = Field(0.1, ge=0, lt=1, description="Share of rows set aside for testing.")
+    test_split: str | None = Field(
+        None,
+        description="A split of the source that holds the test rows, dealt as the training rows are; in place of test.",
+    )
     limit: int | None = Field(None, ge=1, description="Use only so many rows, drawn from the seed.")
+    public: float = Field(
+        0.0, ge=0, lt=1, description="Share of training rows that belong to nobody: the server may use them."
+    )
+    public_source: str | None = Field(
+        None, description="A file of the server's own, or another source, with rows that belong to nobody."
+    )
     playground: PlaygroundConfig = PlaygroundConfig()
 
 

@@ -36,13 +36,18 @@ class Encoded:
     """Reference text of the last answer."""
     category: str | None
 
+    @property
+    def size(self) -> int:
+        """Tokens that go through the model."""
+        return len(self.ids)
+
 
 class Encoder:
     """Writes rows by a template and tokenises them.
 
     Args:
         tokenizer: a tokenizer of transformers.
-        data: the section `data` (template, system, max_length, overlong).
+        data: the section `data` (template, system, max_length, overlong, loss_on).
         template_of_source: the named set's own template, for `template: auto`.
 
     Raises:
@@ -54,7 +59,7 @@ class Encoder:
         self.template = template_named(
             data.template, template_of_source, data.system, chat_render(tokenizer, data.system)
         )
-        self.max_length, self.overlong = data.max_length, data.overlong
+        self.max_length, self.overlong, self.loss_on = data.max_length, data.overlong, data.loss_on
         self._special = frozenset(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
         self._start = () if self.template.control else self._start_ids()
         self._anchor = self._anchor_ids()
@@ -69,6 +74,11 @@ class Encoder:
     def template_name(self) -> str:
         """The template in use, after `auto` was resolved; `own` for a text of the user's."""
         return self.template.name
+
+    @property
+    def labels(self) -> None:
+        """There are no classes."""
+        return None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -110,12 +120,27 @@ class Encoder:
         while batch := list(islice(waiting, _BATCH)):
             kept = [row for row in batch if row.output.strip()]
             pieces = [self.template.render(row) for row in kept]
-            ids = iter(self._tokenize([piece for row in pieces for piece in row], [len(row) for row in pieces]))
-            encoded = iter(
-                [self._joined(row, parts, [next(ids) for _ in parts]) for row, parts in zip(kept, pieces, strict=True)]
-            )
+            ids = self.written(pieces)
+            encoded = iter([self._joined(*one) for one in zip(kept, pieces, ids, strict=True)])
             made += [next(encoded) if row.output.strip() else "empty answer" for row in batch]
         return made
+
+    def written(self, rows: Sequence[Sequence[Piece]]) -> list[list[list[int]]]:
+        """Ids of each piece of some rows, with the closing token where one follows; without `start`."""
+        ids = iter(self._tokenize([piece for row in rows for piece in row], [len(row) for row in rows]))
+        return [[part + self._closing(piece, part) for piece in row for part in [next(ids)]] for row in rows]
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """What stands before the first piece of every row: the beginning-of-text token, or nothing."""
+        return self._start
+
+    def kept_start(self, tokens: Sequence[int]) -> int:
+        """How many tokens at the start are no text and stay when a prompt is cut."""
+        begins = (
+            len(tokens) > 0 and self.tokenizer.bos_token_id is not None and tokens[0] == self.tokenizer.bos_token_id
+        )
+        return len(self._start) or int(begins)
 
     def _joined(self, row: Row, pieces: Sequence[Piece], ids: Sequence[list[int]]) -> Encoded | str:
         """Put the pieces together and fit them into `max_length`."""
@@ -124,14 +149,16 @@ class Encoder:
         for piece, part in zip(pieces, ids, strict=True):
             if piece.learned:
                 prompt_length = len(tokens)
-            part = part + self._closing(piece, part)
             tokens += part
             labels += part if piece.learned else [IGNORED] * len(part)
+        if self.loss_on == "all":
+            begins = self.kept_start(tokens)  # follows nothing, so nobody can predict it
+            labels = [IGNORED] * begins + tokens[begins:]
         excess = len(tokens) - self.max_length
         if excess > 0:
             if self.overlong == "drop":
                 return "overlong"
-            keep = self._kept_start(tokens)
+            keep = self.kept_start(tokens)
             if keep + excess >= prompt_length:  # at least one token of the prompt must stay to answer from
                 return "answer too long"
             del tokens[keep : keep + excess], labels[keep : keep + excess]
@@ -144,13 +171,6 @@ class Encoder:
             return []
         written = self.template.control and len(ids) > 0 and ids[-1] in self._special
         return [] if written else [self._end]
-
-    def _kept_start(self, tokens: Sequence[int]) -> int:
-        """How many tokens at the start are no text and stay when a prompt is cut."""
-        begins = (
-            len(tokens) > 0 and self.tokenizer.bos_token_id is not None and tokens[0] == self.tokenizer.bos_token_id
-        )
-        return len(self._start) or int(begins)
 
     def _tokenize(self, pieces: Sequence[Piece], counts: Sequence[int]) -> list[list[int]]:
         """Ids of each piece; `counts` says how many pieces each row has."""

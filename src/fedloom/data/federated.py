@@ -7,44 +7,26 @@ In a deployment nobody holds all rows: a client has its own (`build_own`), the s
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from fedloom.data.config import DataConfig, PartitionConfig
-from fedloom.data.encode import Encoded, Encoder, dropped_of
+from fedloom.data.encode import dropped_of
+from fedloom.data.encoders import RowEncoder, encoder_of
+from fedloom.data.labelled import labels_of
+from fedloom.data.pairs import Judged, Pair
 from fedloom.data.partition import Share, holdings, own, plan
 from fedloom.data.rows import SPLITS, Row, Split
-from fedloom.data.sources import Table, load, load_own
+from fedloom.data.shelf import Shelf
+from fedloom.data.sources import Table, load, load_own, load_public
+from fedloom.data.wanted import Wanted
 from fedloom.errors import UserError
 
-_SHELF_TOKENS: Final = 16_000_000
+_ANSWERS: Final = Wanted()
 CHARACTERS: Final = 5
 """Of one token, about; for expectations only."""
 _PROBED: Final = 16  # rows encoded at the start to see that the template works and something is left
-
-
-class Shelf:
-    """Keeps encoded examples until they hold more than `budget` tokens; the least recently used go first."""
-
-    def __init__(self, budget: int = _SHELF_TOKENS) -> None:
-        self._budget, self._tokens = budget, 0
-        self._kept: OrderedDict[tuple[str, Split], list[Encoded]] = OrderedDict()
-
-    def get(self, key: tuple[str, Split]) -> list[Encoded] | None:
-        """What is kept under the key, or None."""
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def put(self, key: tuple[str, Split], examples: list[Encoded]) -> None:
-        """Keep examples; the newest stay even where they alone are more than the budget."""
-        self._tokens += _tokens(examples) - _tokens(self._kept.get(key, ()))
-        self._kept[key] = examples
-        while self._tokens > self._budget and len(self._kept) > 1:
-            _, gone = self._kept.popitem(last=False)
-            self._tokens -= _tokens(gone)
 
 
 class ClientRows:
@@ -54,7 +36,7 @@ class ClientRows:
         name: the client's.
         here: whether its rows are in this process; where they are not, whatever reads them raises UserError.
         sizes: rows of each split before encoding; 0 where they are not here.
-        dropped: examples left out by reason, for each split encoded so far.
+        dropped: what was left out by reason, for each split encoded so far: examples, and beginnings of prompts.
         notes: what a person should know about the source, where it is the client's own.
     """
 
@@ -62,7 +44,7 @@ class ClientRows:
         self,
         name: str,
         rows: Mapping[Split, Sequence[Row]] | None,
-        encoder: Encoder,
+        encoder: RowEncoder,
         shelf: Shelf | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
@@ -103,13 +85,16 @@ class ClientRows:
             self._lengths[split] = sum(lengths) / len(lengths) if lengths else 0.0
         return self._lengths[split]
 
-    def get(self, split: Split) -> list[Encoded]:
+    def get(self, split: Split) -> list[Any]:
         """The split's examples in the order of its rows; those dropped are counted and not among them."""
         kept = self._shelf.get((self.name, split))
         if kept is None:
             made = self._encoder.encode_all(self.rows(split))
-            kept = [one for one in made if isinstance(one, Encoded)]
+            kept = [one for one in made if not isinstance(one, str)]
             self.dropped[split] = dict(dropped_of(made))
+            cut = sum(1 for one in kept if isinstance(one, Pair | Judged) and one.cut)
+            if cut:
+                self.dropped[split]["the beginning of a long prompt"] = cut
             self._shelf.put((self.name, split), kept)
         return kept
 
@@ -124,19 +109,27 @@ class FederatedData:
         holdings: sizes and categories per client, for partition.json.
         template_name: the template in use.
         encoder: for rows that are no client's (`build_rows`).
+        public: rows of nobody, under `train`, which the server may use; None: there are none.
     """
 
     def __init__(
         self,
         name: str,
         clients: list[ClientRows],
-        encoder: Encoder,
+        encoder: RowEncoder,
         notes: tuple[str, ...],
         holds: list[dict[str, Any]],
+        public: ClientRows | None = None,
     ) -> None:
+        self.public = public
         self.name, self.clients, self.encoder, self.notes, self.holdings = name, clients, encoder, notes, holds
         self.template_name = encoder.template_name
         self._pooled: ClientRows | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes in the order of the head's outputs: given, or found in the rows; None: rows have none."""
+        return self.encoder.labels
 
     def pooled(self, without: Collection[int] = ()) -> ClientRows:
         """All clients' rows as one client named `centralized`, but for those of clients `without`.
@@ -164,15 +157,22 @@ class FederatedData:
                 digest.update(f"\x1e{client.name}\x1f{split}".encode())
                 for row in client.rows(split):
                     digest.update(repr(row).encode())
+        if self.public is not None:
+            digest.update(b"\x1c")
+            for row in self.public.rows("train"):
+                digest.update(repr(row).encode())
         return digest.hexdigest()
 
     def dropped(self) -> dict[str, dict[str, int]]:
-        """Examples left out by reason, for each client and split encoded so far (`name/split`)."""
-        parts: Iterable[ClientRows] = [*self.clients, *([self._pooled] if self._pooled is not None else [])]
+        """What was left out by reason, for each client and split encoded so far (`name/split`)."""
+        others = [one for one in (self._pooled, self.public) if one is not None]
+        parts: Iterable[ClientRows] = [*self.clients, *others]
         return {f"{one.name}/{split}": counts for one in parts for split, counts in one.dropped.items() if counts}
 
 
-def build(data: DataConfig, partition: PartitionConfig, seed: int, tokenizer: Any) -> FederatedData:
+def build(
+    data: DataConfig, partition: PartitionConfig, seed: int, tokenizer: Any, wanted: Wanted = _ANSWERS
+) -> FederatedData:
     """Read, deal and prepare the data of a run.
 
     Args:
@@ -180,21 +180,33 @@ def build(data: DataConfig, partition: PartitionConfig, seed: int, tokenizer: An
         partition: the section `partition`.
         seed: root seed.
         tokenizer: the model's, from transformers.
+        wanted: what the objective learns from.
 
     Raises:
         UserError: the source, the partition or the template cannot work as asked.
     """
-    table = load(data, seed)
-    encoder = Encoder(tokenizer, data, table.template)
-    encoder.check(table.rows)
+    table = load(data, seed, wanted.kind)
+    encoder = encoder_of(tokenizer, data, _labelled(wanted, table), table.template)
+    encoder.check([*table.rows, *table.public])
     dealt = plan(table, partition, data, seed)
     _probe(table, encoder, [i for share in dealt.shares for i in share.train])
     shelf = Shelf()
     clients = [ClientRows(share.name, _held(table, share), encoder, shelf) for share in dealt.shares]
-    return FederatedData(table.name, clients, encoder, (*table.notes, *dealt.notes), holdings(table, dealt))
+    public = build_rows(table.public, encoder, "public", "train") if table.public else None
+    notes = (*table.notes, *dealt.notes, *(_single(clients) if encoder.labels is not None else ()))
+    return FederatedData(table.name, clients, encoder, notes, holdings(table, dealt), public)
 
 
-def build_own(data: DataConfig, seed: int, tokenizer: Any, name: str, index: int) -> ClientRows:
+def _single(clients: Sequence[ClientRows]) -> list[str]:
+    """A note on clients all of whose training rows are of one class."""
+    single = [client.name for client in clients if len({row.output for row in client.rows("train")}) == 1]
+    names = ", ".join(single[:5]) + (" ..." if len(single) > 5 else "")
+    return [f"{len(single)} of {len(clients)} clients train on rows of one class only ({names})"] if single else []
+
+
+def build_own(
+    data: DataConfig, seed: int, tokenizer: Any, name: str, index: int, wanted: Wanted = _ANSWERS
+) -> ClientRows:
     """One client's rows from its own file or folder, on its own machine.
 
     The splits are those of a simulation with `partition.method: natural` over a folder that holds one such file for
@@ -207,27 +219,50 @@ def build_own(data: DataConfig, seed: int, tokenizer: Any, name: str, index: int
         tokenizer: the model's, from transformers.
         name: the client's.
         index: its number.
+        wanted: what the objective learns from; classes must be named, as nobody sees all rows.
 
     Raises:
         UserError: the source or the template cannot work as asked, or the source is not one client's.
     """
-    table = load_own(data, name)
-    encoder = Encoder(tokenizer, data, table.template)
+    table = load_own(data, name, wanted.kind)
+    encoder = encoder_of(tokenizer, data, wanted, table.template)
     encoder.check(table.rows)
     share = own(table, data, seed, name, index)
     _probe(table, encoder, share.train)
     return ClientRows(name, _held(table, share), encoder, notes=table.notes)
 
 
-def absent(names: Sequence[str], encoder: Encoder, source: str = "the clients' own data") -> FederatedData:
-    """What a server knows of clients whose rows are on their own machines: their names.
+def absent(
+    names: Sequence[str],
+    encoder: RowEncoder,
+    source: str = "the clients' own data",
+    public: ClientRows | None = None,
+) -> FederatedData:
+    """What a server knows of clients whose rows are on their own machines: their names, and rows of nobody.
 
     Sizes are 0, which means unknown, and there are no holdings.
     """
-    return FederatedData(source, [ClientRows(name, None, encoder) for name in names], encoder, (), [])
+    return FederatedData(source, [ClientRows(name, None, encoder) for name in names], encoder, (), [], public)
 
 
-def build_rows(rows: Sequence[Row], encoder: Encoder, name: str, split: Split = "test") -> ClientRows:
+def build_public(data: DataConfig, seed: int, encoder: RowEncoder, wanted: Wanted = _ANSWERS) -> ClientRows | None:
+    """Rows of nobody on a machine that has no client's rows, from `data.public_source`; None: there are none.
+
+    Raises:
+        UserError: `data.public` asks for a share of the clients' rows, which nobody can draw; or the source
+            cannot work.
+    """
+    if data.public:
+        raise UserError(
+            f"data.public={data.public} is a share of all clients' training rows, and no machine holds them; give the "
+            "server a file of its own (data.public_source)"
+        )
+    if data.public_source is None:
+        return None
+    return build_rows(load_public(data, seed, wanted.kind), encoder, "public", "train")
+
+
+def build_rows(rows: Sequence[Row], encoder: RowEncoder, name: str, split: Split = "test") -> ClientRows:
     """Rows that belong to no client, such as a global test set, under one split."""
     encoder.check(rows)
     return ClientRows(name, {split: rows}, encoder)
@@ -237,11 +272,14 @@ def _held(table: Table, share: Share) -> dict[Split, list[Row]]:
     return {split: [table.rows[i] for i in getattr(share, split)] for split in SPLITS}
 
 
-def _tokens(examples: Iterable[Encoded]) -> int:
-    return sum(len(one.ids) for one in examples)
+def _labelled(wanted: Wanted, table: Table) -> Wanted:
+    """With the classes found in the table, where none are named."""
+    if wanted.kind != "labels" or wanted.labels is not None:
+        return wanted
+    return replace(wanted, labels=table.labels or labels_of([*table.rows, *table.public]))
 
 
-def _probe(table: Table, encoder: Encoder, train: Sequence[int]) -> None:
+def _probe(table: Table, encoder: RowEncoder, train: Sequence[int]) -> None:
     """Encode a few train rows, spread over the table.
 
     Raises:

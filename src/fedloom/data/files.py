@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from fedloom.errors import UserError
 
@@ -44,8 +44,25 @@ def stem_of(path: Path) -> str:
     return name[: len(name) - len(kind)]
 
 
-def read_file(path: Path) -> list[Record]:
+@dataclass(frozen=True)
+class TableForm:
+    """How a .csv or .tsv is written."""
+
+    header: tuple[str, ...] | None = None
+    """Names of the columns, where the file has no line of them."""
+    quoted: bool = True
+    """Whether double quotes stand around fields; else they are text like any other."""
+
+
+_USUAL: Final = TableForm()
+
+
+def read_file(path: Path, form: TableForm = _USUAL) -> list[Record]:
     """The records of one file, in its order.
+
+    Args:
+        path: the file.
+        form: how it is written, where it is a table.
 
     Raises:
         UserError: it does not exist, is empty or damaged, or is of an unknown kind.
@@ -59,7 +76,7 @@ def read_file(path: Path) -> list[Record]:
     if kind == ".parquet":
         records = _parquet(path, data)
     elif kind in (".csv", ".tsv"):
-        records = list(_table(path, data, "\t" if kind == ".tsv" else ","))
+        records = list(_table(path, data, "\t" if kind == ".tsv" else ",", form))
     elif kind == ".jsonl":
         records = list(_lines(path, data))
     else:
@@ -188,14 +205,16 @@ def _json_object(path: Path, content: Record) -> list[Record]:
     )
 
 
-def _table(path: Path, data: bytes, delimiter: str) -> Iterator[Record]:
+def _table(path: Path, data: bytes, delimiter: str, form: TableForm) -> Iterator[Record]:
     """Rows under a header line; fields with the delimiter, quotes or line breaks are quoted by double quotes."""
-    reader = csv.reader((line for _, line in _text_lines(path, data)), delimiter=delimiter, strict=True)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+    lines = (line for _, line in _text_lines(path, data))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     limit = csv.field_size_limit(
         max(len(data), 1)
     )  # a long text is no error; the limit is the process's, so restore it
     try:
-        header = [name.strip() for name in next(reader)]
+        header = [name.strip() for name in next(reader)] if form.header is None else list(form.header)
         if len(set(header)) < len(header) or "" in header:
             raise UserError(f"{path}: the header needs different, non-empty column names; it is {', '.join(header)!r}")
         for fields in reader:

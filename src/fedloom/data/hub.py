@@ -7,6 +7,7 @@ from typing import Any
 from fedloom.data.columns import may_mean
 from fedloom.data.config import ColumnsConfig
 from fedloom.data.files import Record
+from fedloom.data.rows import Kind
 from fedloom.errors import UserError, nearest
 
 
@@ -27,7 +28,14 @@ def is_hub_folder(path: Path) -> bool:
 
 
 def read_hub(
-    name: str, subset: str | None, split: str, columns: ColumnsConfig, known: Sequence[str] = ()
+    name: str,
+    subset: str | None,
+    split: str,
+    columns: ColumnsConfig,
+    known: Sequence[str] = (),
+    *,
+    kind: Kind = "answers",
+    more: Sequence[str] = (),
 ) -> tuple[list[Record], tuple[str, ...]]:
     """All records of one split, and the names of all its columns.
 
@@ -37,6 +45,8 @@ def read_hub(
         split: a split it has; slices as `train[:10%]` are understood by the library.
         columns: the configured names; columns that nobody can mean are not read.
         known: other names a mistyped one could have meant.
+        kind: of the rows that are wanted.
+        more: further columns to read.
 
     Returns:
         The records, holding only the columns that `columns.resolve` could choose, and all columns there are.
@@ -70,20 +80,20 @@ def read_hub(
     except (ValueError, RuntimeError) as error:  # unknown split or subset, or a set that needs code of its own
         raise UserError(f"{what}, split {split!r}: {_first_line(error)} (data.subset, data.split)") from error
     present = tuple(loaded.column_names)
-    loaded = loaded.select_columns([column for column in present if may_mean(columns, column)])
+    loaded = loaded.select_columns([column for column in present if column in more or may_mean(columns, column, kind)])
     return _records(loaded), present
 
 
 def _records(loaded: Any) -> list[Record]:
-    """Plain records; numbers of a class label become the class's name."""
+    """Plain records; numbers of a class label become the class's name, -1 (there is none) becomes None."""
     import datasets
 
     labels = {name: kind for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
     records: list[Record] = loaded.to_list()
     for record in records:
         for name, kind in labels.items():
-            if record[name] is not None and record[name] >= 0:
-                record[name] = kind.int2str(record[name])
+            if record[name] is not None:
+                record[name] = kind.int2str(record[name]) if record[name] >= 0 else None
     return records
 
 

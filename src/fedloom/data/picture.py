@@ -14,11 +14,12 @@ _POINTS: Final = 200  # of the curve of sizes
 _REST: Final = "other"
 
 
-def partition_svg(holdings: list[dict[str, Any]]) -> str:
+def partition_svg(holdings: list[dict[str, Any]], category: str = "category") -> str:
     """Draw train rows per client and category.
 
     Args:
         holdings: per client name, train and categories, as `partition.holdings` gives them.
+        category: what categories are called, such as label where rows have a class.
 
     Returns:
         An <svg> element as text, ready to stand in a page or, as it is, in a file.
@@ -30,7 +31,7 @@ def partition_svg(holdings: list[dict[str, Any]]) -> str:
     with mpl.rc_context({**style, "axes.spines.right": False}):
         if len(holdings) <= _FEW:
             figure = Figure(figsize=(8, max(2.2, 0.9 + 0.22 * len(holdings))), layout="constrained")
-            _bars(figure, holdings)
+            _bars(figure, holdings, category)
         else:
             figure = Figure(figsize=(8, 3.4), layout="constrained")
             _curves(figure, holdings)
@@ -40,7 +41,7 @@ def partition_svg(holdings: list[dict[str, Any]]) -> str:
     return drawn[drawn.index("<svg") :]
 
 
-def _bars(figure: Any, holdings: Sequence[Mapping[str, Any]]) -> None:
+def _bars(figure: Any, holdings: Sequence[Mapping[str, Any]], title: str) -> None:
     """One horizontal bar per client, its categories stacked."""
     axes = figure.subplots()
     names = [client["name"] for client in holdings]
@@ -54,7 +55,7 @@ def _bars(figure: Any, holdings: Sequence[Mapping[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("training rows")
     if len(shown) > 1:
-        figure.legend(loc="outside right upper", title="category", frameon=False)
+        figure.legend(loc="outside right upper", title=title, frameon=False)
 
 
 def _curves(figure: Any, holdings: Sequence[Mapping[str, Any]]) -> None:

@@ -5,6 +5,8 @@ from typing import Final, Literal, TypeAlias
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
+Kind: TypeAlias = Literal["answers", "labels", "pairs", "judged"]
+"""What is learned from a row: an answer, a class, which of two answers is better, or whether one answer is good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,17 @@ class Row:
     """Who the row belongs to, where the source says so."""
     messages: tuple[Turn, ...] = ()
     """The whole conversation, ending with an assistant turn; empty for rows made of instruction and output."""
+    rejected: str | None = None
+    """The worse answer, where rows are pairs; `output` is the better one."""
+    good: bool | None = None
+    """Whether the answer is a good one, where rows are judged."""
 
     @property
     def length(self) -> int:
         """Characters of all its texts."""
         if self.messages:
-            return sum(len(turn.content) for turn in self.messages)
-        return len(self.instruction) + len(self.input) + len(self.output)
+            return sum(len(turn.content) for turn in self.messages) + len(self.rejected or "")
+        return len(self.instruction) + len(self.input) + len(self.output) + len(self.rejected or "")
 
     def answered(self, answer: str) -> "Row":
         """The same example with another answer to learn."""

@@ -7,6 +7,7 @@ from fedloom.config import Config, dump
 from fedloom.contracts import ClientId
 from fedloom.data.config import DataConfig, NaturalConfig
 from fedloom.errors import UserError
+from fedloom.objectives.config import ClassifyConfig
 from fedloom.runtime.config import CheckpointConfig, RunConfig, RuntimeConfig
 from fedloom.runtime.deploy_config import DeployConfig
 from fedloom.runtime.letters import Ready
@@ -81,6 +82,11 @@ def check(config: Config) -> None:
         raise UserError(f"attack.name={config.attack.name} is for simulations; take the section out")
     if config.algorithm.name == "centralized":
         raise UserError("algorithm=centralized needs all rows in one place, and here they stay where they are")
+    if isinstance(config.objective, ClassifyConfig) and config.objective.labels is None:
+        raise UserError(
+            "objective.labels is not set, and in a deployment nobody sees all rows to find the classes in them; name "
+            "them in the order of the head's outputs, such as objective.labels=[negative, positive]"
+        )
     if config.deploy.clients is None:
         raise UserError(
             "how many clients take part? Set deploy.clients, such as deploy.clients=3: the first round begins when so "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from fedloom.deployment.addresses import is_loopback, parse_address
 from fedloom.deployment.home import Home
@@ -194,14 +194,20 @@ def _rows_of(path: Path) -> Check:
     from fedloom.data import sources
     from fedloom.data.config import DataConfig
     from fedloom.data.files import read_file, read_folder
+    from fedloom.data.rows import Kind
 
     if not path.exists():
         return Check("data", "fail", f"{path} does not exist; give the file or folder of this client's rows")
     count = len(read_folder(path, "train").records if path.is_dir() else read_file(path))
-    try:
-        found = sources.load(DataConfig(source=str(path.absolute())), 0)
-    except UserError as error:
-        return Check("data", "warn", f"{count} rows in {path}; the recipe must name their columns: {error}")
+    config, errors = DataConfig(source=str(path.absolute())), []
+    for kind in get_args(Kind):  # what the recipe learns from rows is not known yet
+        try:
+            found = sources.load(config, 0, kind)
+            break
+        except UserError as error:
+            errors.append(error)
+    else:
+        return Check("data", "warn", f"{count} rows in {path}; the recipe must name their columns: {errors[0]}")
     fewer = f" ({count - len(found.rows)} of {count} are skipped)" if len(found.rows) < count else ""
     return Check("data", "ok", f"{len(found.rows)} rows in {path}{fewer}")
 

@@ -18,6 +18,8 @@ DENSE = torch.contiguous_format
 Way = Literal["plain", "fused", "packed"]
 """plain: products and softmax written out, best for short texts on a CPU. fused: torch's kernel, one text at a time.
 packed: one flash kernel for all texts, on CUDA in half precision."""
+EVERYWHERE = -1
+"""In place of a window: tokens look at all others of their text, later ones too."""
 Span = tuple[int, int]
 """First token of a text and the one behind its last."""
 
@@ -68,7 +70,7 @@ def by_text(
     dropout: float = 0.0,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each span.
+    """Attention inside each span: to earlier tokens, or to all of them where the layer is an encoder's.
 
     Args:
         module: the layer that asks.
@@ -84,16 +86,21 @@ def by_text(
         [1, tokens, heads, width], and no weights.
 
     Raises:
-        Unsuited: a batch of several rows, a mask, or attention to later tokens.
+        Unsuited: a batch of several rows, a mask, or an encoder's window.
     """
     spans = _Stream.spans
     tokens = query.shape[2]
     if query.shape[0] != 1 or key.shape[2] != tokens or not spans or spans[-1][1] != tokens:
         raise Unsuited(f"queries of {tuple(query.shape)} and keys of {tuple(key.shape)} are no stream of texts")
-    if attention_mask is not None or dropout or not getattr(module, "is_causal", True) or more.get("s_aux") is not None:
-        raise Unsuited("a mask, dropout, sinks or attention to later tokens")
+    if attention_mask is not None or dropout or more.get("s_aux") is not None:
+        raise Unsuited("a mask, dropout or sinks")
     scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
     window, softcap = more.get("sliding_window"), more.get("softcap")
+    told = more.get("is_causal")
+    if not (told if told is not None else getattr(module, "is_causal", True)):
+        if window is not None or softcap is not None:
+            raise Unsuited("an encoder's window or cap")
+        window = EVERYWHERE
     if softcap is not None:
         return _capped(query, key, value, spans, scale, window, softcap), None
     if _Stream.way == "packed":
@@ -120,9 +127,10 @@ def _fused(
     grouped, found = query.shape[1] != key.shape[1], []
     for start, stop in spans:
         q, k, v = (t[:, :, start:stop].contiguous() for t in (query, key, value))
-        banded = window is not None and stop - start > window
+        banded = window is not None and 0 <= window < stop - start
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_seen(stop - start, window, q.device) if banded else None, is_causal=not banded,
+            q, k, v, attn_mask=_seen(stop - start, window, q.device) if banded else None,
+            is_causal=not banded and window != EVERYWHERE,
             scale=scale, enable_gqa=grouped,
         )  # fmt: skip
         found.append(out.transpose(1, 2))
@@ -141,7 +149,8 @@ def _packed(
     q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
     out = varlen_attn(
         q, k, v, _Stream.ends, _Stream.ends, longest, longest, scale=scale, num_splits=1,
-        window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+        window_size=(-1, -1) if window == EVERYWHERE else (-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out[None]
@@ -233,6 +242,8 @@ def _bias(q: Tensor, k: Tensor, window: int | None) -> Tensor:
 
 
 def _seen(size: int, window: int | None, device: torch.device) -> Tensor:
-    """[size, size] bool: token i sees j <= i, of a window only the last `window`."""
+    """[size, size] bool: token i sees j <= i, of a window only the last `window`; or everything."""
+    if window == EVERYWHERE:
+        return torch.ones(size, size, dtype=torch.bool, device=device)
     seen = torch.ones(size, size, dtype=torch.bool, device=device).tril_()
     return seen.triu_(1 - window) if window is not None and size > window else seen

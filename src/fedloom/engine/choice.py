@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from fedloom import rng
 from fedloom.adapters.adapted import Adapted
 from fedloom.contracts import Call, ClientFailed, Engine
-from fedloom.data.encode import Encoded
 from fedloom.engine.attention import Way
 from fedloom.engine.config import EngineConfig, OptimizerConfig
 from fedloom.engine.optimizers import ELEMENTWISE
@@ -25,6 +24,8 @@ from fedloom.engine.reference import Reference
 from fedloom.engine.requests import Descend
 from fedloom.engine.slots import Slots
 from fedloom.errors import RunStopped, UserError
+from fedloom.objectives.base import Objective
+from fedloom.objectives.sft import Sft
 from fedloom.params import Params
 
 SLOTS = 8
@@ -68,6 +69,7 @@ def choose(
     parameters: int,
     checkpointing: bool = False,
     attention: str = "sdpa",
+    objective: Objective | None = None,
 ) -> Chosen:
     """The engine a recipe names, or the fastest that is right for this model.
 
@@ -81,11 +83,13 @@ def choose(
         parameters: of the base.
         checkpointing: compute activations again in the backward pass.
         attention: the base's own, as transformers names it.
+        objective: what is minimised; None: supervised fine-tuning.
 
     Raises:
         UserError: `engine.name=slots` is demanded, but this model or setting cannot be run so.
     """
-    reference = Reference(adapted, tokenizer, stop_ids, checkpointing)
+    objective = objective or Sft()
+    reference = Reference(adapted, tokenizer, stop_ids, checkpointing, objective)
     if config.name == "reference":
         return Chosen(reference, config, "one client at a time, as engine.name says")
     problem = _unsuited(adapted, optimizer)
@@ -94,7 +98,7 @@ def choose(
         slots = config.slots or SLOTS
         tokens = config.tokens_per_step or default_tokens(adapted.w.device, parameters)
         for way in ways(attention, adapted.w.device, dtype):
-            engine = Slots(adapted, tokenizer, stop_ids, slots, tokens, checkpointing, way)
+            engine = Slots(adapted, tokenizer, stop_ids, slots, tokens, checkpointing, way, objective)
             problem = difference(engine, reference, dtype)
             if problem is None:
                 break
@@ -132,7 +136,7 @@ def difference(slots: Slots, reference: Reference, dtype: torch.dtype) -> str | 
         reference: the oracle.
         dtype: of the base, for how much rounding is to be expected.
     """
-    requests = _requests(slots.adapted, slots.model.inner)
+    requests = _requests(slots.adapted, slots.model.inner, slots.objective)
     wanted = [_served(reference, [request])[0] for request in requests]
     try:
         found = _served(slots, requests)
@@ -194,19 +198,18 @@ def _unsuited(adapted: Adapted, optimizer: OptimizerConfig) -> str | None:
     return None
 
 
-def _requests(adapted: Adapted, module: Any) -> list[Descend]:
+def _requests(adapted: Adapted, module: Any, objective: Objective) -> list[Descend]:
     """Two clients with a text each, one step of plain gradient descent from different points."""
     known = min(module.get_input_embeddings().num_embeddings, 1000)
     found = []
     for client, length in enumerate(LENGTHS):
         source = rng.numbers(rng.key(0, "engine check", client))
         ids = tuple(int(token) for token in source.integers(0, known, length))
-        text = Encoded(ids, (-100, -100, *ids[2:]), ids[:2], "", None)
         found.append(
             Descend(
                 start=_point(adapted, source),
                 layout=adapted.layout,
-                batches=[[text]],
+                batches=[[objective.made_up(ids)]],
                 lrs=[1e-3],
                 optimizer=OptimizerConfig(name="sgd"),
                 max_grad_norm=None,

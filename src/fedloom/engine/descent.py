@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedloom.contracts import ClientFailed, Trained
 from fedloom.engine.requests import Descend
-from fedloom.objectives.sft import labelled
+from fedloom.objectives.base import Objective
 from fedloom.params import Params
 
 
@@ -22,21 +22,27 @@ class Descent:
     """Counts the steps of a request and ends each of them."""
 
     def __init__(
-        self, request: Descend, g: Tensor, now: Callable[[], Params], optimizer: torch.optim.Optimizer
+        self,
+        request: Descend,
+        objective: Objective,
+        g: Tensor,
+        now: Callable[[], Params],
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         """Begin.
 
         Args:
             request: what is asked.
+            objective: counts what a batch's loss is a mean over.
             g: [P] where the gradients of the step at hand are summed.
             now: the present weights [P].
             optimizer: over the trained numbers, whose gradients are views of `g`.
         """
-        self.request, self.g, self.now, self.optimizer = request, g, now, optimizer
+        self.request, self.objective, self.g, self.now, self.optimizer = request, objective, g, now, optimizer
         self.step = -1
         self.batch: Sequence[Any] = ()
         self.count = 0
-        """Labelled tokens of the batch at hand."""
+        """Units the loss of the batch at hand is a mean over."""
         self._frozen = _untrained(request, g.device)
         self._with = [vector.to(g.device) for vector in request.with_]
         self._gradient = torch.zeros_like(g) if request.gradient else None
@@ -46,11 +52,11 @@ class Descent:
         self._diverged: int | None = None
 
     def next(self) -> bool:
-        """Go to the next batch in which something is labelled; False when there is none left."""
+        """Go to the next batch in which something can be learned; False when there is none left."""
         while self.step + 1 < len(self.request.batches):
             self.step += 1
             self.batch = self.request.batches[self.step]
-            self.count = labelled(self.batch)
+            self.count = self.objective.count(self.batch)
             if self.count:
                 self.g.zero_()
                 return True
@@ -77,7 +83,7 @@ class Descent:
         """Take the step, unless its loss or gradient is not finite.
 
         Args:
-            loss: token mean of the batch, penalty included.
+            loss: mean over the batch's units, penalty included.
             norm: what `settle` gave.
         """
         if not (math.isfinite(loss) and math.isfinite(norm)):

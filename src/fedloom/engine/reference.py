@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fedloom import rng
 from fedloom.adapters.adapted import Adapted
-from fedloom.contracts import Call, ClientFailed, ClientId, Trained
-from fedloom.engine import generation, optimizers, scoring
+from fedloom.contracts import Call, Carry, ClientFailed, ClientId, Trained
+from fedloom.engine import generation, optimizers, padded, scoring
 from fedloom.engine.descent import Descent, split
 from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
-from fedloom.engine.scoring import RowLoss
 from fedloom.metrics.scores import Scores
-from fedloom.objectives.sft import collate, labelled_logits, token_losses
+from fedloom.objectives.base import Forward, Objective, Text
+from fedloom.objectives.sft import Sft
 from fedloom.params import Params
 
 ROOM = 64
@@ -29,8 +29,25 @@ ROOM = 64
 class Reference:
     """Serves calls in the order they came."""
 
-    def __init__(self, adapted: Adapted, tokenizer: Any, stop_ids: Sequence[int], checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        adapted: Adapted,
+        tokenizer: Any,
+        stop_ids: Sequence[int],
+        checkpointing: bool = False,
+        objective: Objective | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            adapted: the model with what is trained.
+            tokenizer: writes answers.
+            stop_ids: tokens that end an answer.
+            checkpointing: compute activations again in the backward pass.
+            objective: what is minimised; None: supervised fine-tuning.
+        """
         self.adapted, self.tokenizer, self.stop_ids = adapted, tokenizer, tuple(stop_ids)
+        self.objective: Objective = objective or Sft()
         self.pad = generation.filling(adapted.module, tokenizer)
         self.device = adapted.w.device
         self._queue: list[Call[Any]] = []
@@ -76,59 +93,86 @@ class Reference:
         asked = [c for c in self._queue if isinstance(c.request, Evaluate) and scoring.alike(c.request, like)]
         self._queue = [c for c in self._queue if all(c is not other for other in asked)]
         self.adapted.load(like.x, like.layout, like.carry)
-        losses = self._row_losses([e for call in asked for e in call.request.examples], like.batch_size)
-        return self.scored(asked, losses)
+        rows = self._row_scores([e for call in asked for e in call.request.examples], like.batch_size)
+        return self.scored(asked, rows)
 
-    def scored(self, asked: Sequence[Call[Any]], losses: Sequence[RowLoss]) -> list[tuple[ClientId, Scores]]:
+    def scored(self, asked: Sequence[Call[Any]], found: Sequence[Scores]) -> list[tuple[ClientId, Scores]]:
         """Scores of evaluations of one and the same model, which is loaded here if it must answer.
 
         Args:
             asked: the calls.
-            losses: of all their rows, in order.
+            found: what all their rows score without answers, in order.
         """
         like: Evaluate = asked[0].request
         rows = [(i, example) for i, call in enumerate(asked) for example in call.request.examples]
-        answers = None
         if scoring.wants_answers(like):
             self.adapted.load(like.x, like.layout, like.carry)
             answers = generation.answers(
                 self.adapted.module, self.tokenizer, [e.prompt for _, e in rows], self.stop_ids, like.batch_size,
                 like.max_new_tokens,
             )  # fmt: skip
+            found = scoring.answered(like, found, [e for _, e in rows], answers)
         scores = [Scores()] * len(asked)
-        for (owner, _), score in zip(rows, scoring.scores(like, [e for _, e in rows], losses, answers), strict=True):
+        for (owner, _), score in zip(rows, found, strict=True):
             scores[owner] = scores[owner] + score
         return [(call.client, score) for call, score in zip(asked, scores, strict=True)]
 
     @torch.no_grad()
-    def _row_losses(self, examples: Sequence[Any], batch_size: int) -> list[RowLoss]:
-        """Summed loss and labelled tokens of each row; rows of similar lengths share a batch."""
+    def _row_scores(self, examples: Sequence[Any], batch_size: int) -> list[Scores]:
+        """What each row scores; rows of similar lengths share a batch."""
         self.adapted.module.eval()
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-        found: list[RowLoss] = [(0.0, 0)] * len(examples)
+        order = sorted(range(len(examples)), key=lambda i: examples[i].size)
+        found = [Scores()] * len(examples)
         for i in range(0, len(order), batch_size):
-            chosen = order[i : i + batch_size]
-            losses, rows = token_losses(
-                self.adapted.module, collate([examples[j] for j in chosen], self.pad, self.device)
-            )
-            sums = torch.zeros(len(chosen), dtype=torch.float64, device=self.device).index_add_(
-                0, rows, losses.double()
-            )
-            counts = torch.bincount(rows, minlength=len(chosen))
-            for j, total, count in zip(chosen, sums.tolist(), counts.tolist(), strict=True):
-                found[j] = total, count
+            part = [examples[j] for j in order[i : i + batch_size]]
+            texts = self.objective.texts(part)
+            scores = self.objective.scores(self.said(texts), self.base_said(texts), part)
+            for j, score in zip(order[i : i + batch_size], scores, strict=True):
+                found[j] = score
         return found
 
+    @torch.no_grad()
     def _loss(self, x: Params, request: Probe) -> float:
         self.adapted.load(x, request.layout, request.carry)
-        rows = self._row_losses(request.examples, len(request.examples))
-        return sum(nll for nll, _ in rows) / max(1, sum(count for _, count in rows))
+        self.adapted.module.eval()
+        texts = self.objective.texts(request.examples)
+        losses = self.objective.losses(self.said(texts), self.base_said(texts), request.examples)
+        return float(losses.double().sum()) / max(1, self.objective.count(request.examples))
 
     @torch.no_grad()
     def _logits(self, request: Logits) -> Tensor:
         self.adapted.load(request.x, request.layout, request.carry)
         self.adapted.module.eval()
-        return labelled_logits(self.adapted.module, collate(request.examples, self.pad, self.device)).cpu()
+        forward: Forward = "pooled" if self.objective.forward == "pooled" else "logits"
+        return padded.together(self.said(self.objective.texts(request.examples), forward), forward).cpu()
+
+    def said(self, texts: Sequence[Text], forward: Forward | None = None) -> list[Tensor]:
+        """What the model says of each text where it stands."""
+        batch = padded.collate(texts, self.pad, self.device)
+        self.adapted.moment.real = batch.real
+        return padded.said(self.adapted.module, batch, forward or self.objective.forward)
+
+    def base_said(self, texts: Sequence[Text]) -> list[Tensor] | None:
+        """What the base says of them, where the objective compares with a reference.
+
+        An evaluation compares with the base even where training compares with its start: the model that is scored is
+        that start, and would always be equal to it.
+        """
+        return None if self.objective.reference is None else self.said_at(self.nowhere(), (), texts)
+
+    def said_at(self, x: Params, carry: Carry, texts: Sequence[Text]) -> list[Tensor]:
+        """What the model says of them at x [P], without gradients and dropout; it then stands where it stood."""
+        module = self.adapted.module
+        training = module.training
+        module.eval()
+        with self.adapted.standing(x, carry):
+            found = self.said(texts)
+        module.train(training)
+        return found
+
+    def nowhere(self) -> Params:
+        """[P] of the base itself: no product of factors, no difference."""
+        return torch.zeros(self.adapted.w.shape, dtype=self.adapted.w.dtype)
 
     def _generate(self, request: Generate) -> list[str]:
         self.adapted.load(request.x, request.layout, request.carry)
@@ -148,7 +192,8 @@ class _Training:
         self.optimizer = optimizers.make(request.optimizer, tensors, request.lrs[0] if request.lrs else 0.0)
         if request.inner:
             optimizers.recall(self.optimizer, request.inner)
-        self.descent = Descent(request, self.adapted.g, self.adapted.now, self.optimizer)
+        self.objective = engine.objective
+        self.descent = Descent(request, self.objective, self.adapted.g, self.adapted.now, self.optimizer)
 
     def run(self) -> Trained | ClientFailed:
         """All steps, then what came out; a failure when the weights have left the numbers a loss can be computed at."""
@@ -162,18 +207,26 @@ class _Training:
         return self.descent.result(self.adapted.read(), lambda: optimizers.memory(self.optimizer))
 
     def _backward(self) -> float:
-        """Gradients of the whole batch's token mean into `g`, part by part; the loss."""
+        """Gradients of the whole batch's mean into `g`, part by part; the loss."""
         total = 0.0
         for part, examples in enumerate(split(self.descent.batch, self.request.accumulate)):
-            side = collate(examples, self.engine.pad, self.engine.device)
+            texts = self.objective.texts(examples)
+            reference = self._reference(texts)
             self.adapted.moment.seed = rng.key(self.request.seed, "step", self.descent.step, part)
-            self.adapted.moment.real = side.real
-            losses, _ = token_losses(self.adapted.module, side)
-            loss = losses.sum() / self.descent.count
+            loss = self.objective.losses(self.engine.said(texts), reference, examples).sum() / self.descent.count
             penalty = self.descent.penalty(self.adapted.by_name()) if part == 0 else None
             if penalty is not None:
                 loss = loss + penalty
             loss.backward()
+            self.adapted.moment.seed = None
             total += loss.item()
-        self.adapted.moment.seed = None
         return total
+
+    def _reference(self, texts: Sequence[Text]) -> list[Tensor] | None:
+        match self.objective.reference:
+            case None:
+                return None
+            case "base":
+                return self.engine.said_at(self.engine.nowhere(), (), texts)
+            case "start":
+                return self.engine.said_at(self.request.start, self.request.carry, texts)

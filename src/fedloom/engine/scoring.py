@@ -1,8 +1,9 @@
 """What an evaluation's rows score, and which evaluations concern one and the same model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -10,8 +11,6 @@ from fedloom.engine.requests import Evaluate
 from fedloom.metrics.scores import Scores
 from fedloom.metrics.text import exact_match, rouge_l
 
-RowLoss: TypeAlias = tuple[float, int]
-"""Summed loss and labelled tokens of a row."""
 _NOTHING = torch.zeros(0)
 
 
@@ -34,14 +33,15 @@ def wants_answers(request: Evaluate) -> bool:
     return bool({"exact_match", "rouge_l"} & set(request.metrics))
 
 
-def scores(
-    like: Evaluate, examples: Sequence[Any], losses: Sequence[RowLoss], answers: Sequence[str] | None
-) -> list[Scores]:
-    """One row's scores each, in order; `answers` where they are wanted."""
-    if answers is None:
-        return [Scores(1, n, nll) for nll, n in losses]
-    wants_rouge = "rouge_l" in like.metrics
+def answered(like: Evaluate, scores: Sequence[Scores], examples: Sequence[Any], answers: Sequence[str]) -> list[Scores]:
+    """The rows' scores with those of the answers the model wrote."""
+    rouge = "rouge_l" in like.metrics
     return [
-        Scores(1, n, nll, 1, int(exact_match(a, e.answer)), rouge_l(a, e.answer) if wants_rouge else 0.0)
-        for (nll, n), a, e in zip(losses, answers, examples, strict=True)
+        replace(
+            score,
+            answered=1,
+            exact=int(exact_match(answer, example.answer)),
+            rouge=rouge_l(answer, example.answer) if rouge else 0.0,
+        )
+        for score, example, answer in zip(scores, examples, answers, strict=True)
     ]

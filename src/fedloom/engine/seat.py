@@ -1,6 +1,6 @@
 """One client's training in its slot of the many-clients engine: its row, its batches, its optimiser."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from fedloom.engine import optimizers
 from fedloom.engine.descent import Descent, split
 from fedloom.engine.requests import Descend
 from fedloom.engine.stream import Share
+from fedloom.objectives.base import Objective, Text
 from fedloom.params import Layout
 
 
@@ -25,12 +26,14 @@ class Row:
     w: Tensor
     g: Tensor
     pieces: Sequence[Piece]
+    heads: Mapping[str, Tensor]
+    """The numbers of a head, as leaves whose gradients are views of g; empty without one."""
 
 
 class Seat:
     """A client in its slot."""
 
-    def __init__(self, number: int, call: Call[Any], row: Row, together: Together) -> None:
+    def __init__(self, number: int, call: Call[Any], row: Row, together: Together, objective: Objective) -> None:
         """Sit down.
 
         Args:
@@ -38,6 +41,7 @@ class Seat:
             call: what is asked.
             row: the slot's, cut by the request's layout.
             together: sets what the client carries.
+            objective: what is minimised.
 
         Raises:
             ValueError: the request trains leaves there are not, or its kept memory is of other tensors.
@@ -50,20 +54,29 @@ class Seat:
         sparse = {f"{leaf.module}.S" for leaf in request.layout.leaves} & set(request.layout.names)
         self.sparse = live(self.pieces) or bool(sparse & set(request.train or sparse))
         self.optimizer = self._optimizer()
-        self.descent = Descent(request, self.g, lambda: self.w, self.optimizer)
+        self.objective, self.heads = objective, row.heads
+        self.descent = Descent(request, objective, self.g, lambda: self.w, self.optimizer)
         self.served = 0
         self.parts = list[Sequence[Any]]()
+        self._texts: list[Text] | None = None
         self._begin()
+
+    @property
+    def texts(self) -> list[Text]:
+        """Of its next micro-batch."""
+        if self._texts is None:
+            self._texts = self.objective.texts(self.parts[0])
+        return self._texts
 
     @property
     def tokens(self) -> int:
         """Of its next micro-batch."""
-        return sum(len(example.ids) for example in self.parts[0])
+        return sum(len(text.ids) for text in self.texts)
 
     def share(self) -> Share:
         """Its next micro-batch."""
         seed = rng.key(self.request.seed, "step", self.descent.step, self._part)
-        return Share(self.parts[0], self.pieces, seed, self.sparse)
+        return Share(self.texts, self.pieces, seed, self.sparse, self.heads)
 
     def add(self, losses: Tensor) -> list[Tensor]:
         """One micro-batch is done: its summed loss in; with the last one of a step, loss and gradient norm out."""
@@ -71,6 +84,7 @@ class Seat:
         if self._part == 0:
             self._penalise()
         self.parts.pop(0)
+        self._texts = None
         self._part += 1
         if self.parts:
             return []

@@ -10,6 +10,7 @@ one by one: where the machine's kernels do too (`engine.choice.row_invariant`), 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,15 +19,15 @@ from torch import Tensor
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.together import Piece
 from fedloom.contracts import Call, Carry, ClientId
-from fedloom.engine import scoring
+from fedloom.engine import padded, scoring
 from fedloom.engine.attention import Way
 from fedloom.engine.reference import Reference
 from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
-from fedloom.engine.scoring import RowLoss
 from fedloom.engine.seat import Row, Seat, live
 from fedloom.engine.stream import Model, Share, Stream, together
 from fedloom.errors import RunStopped
-from fedloom.objectives import sft
+from fedloom.metrics.scores import Scores
+from fedloom.objectives.base import Forward, Objective, Text
 from fedloom.params import Layout, Params
 
 AHEAD = 2
@@ -47,6 +48,7 @@ class Slots:
         tokens_per_step: int = 1024,
         checkpointing: bool = False,
         attention: Way = "fused",
+        objective: Objective | None = None,
     ) -> None:
         """Prepare.
 
@@ -58,6 +60,7 @@ class Slots:
             tokens_per_step: most tokens of one pass; one client's larger micro-batch goes by itself.
             checkpointing: compute activations again in the backward pass.
             attention: how each text is attended to.
+            objective: what is minimised; None: supervised fine-tuning.
 
         Raises:
             ValueError: the adapter cannot be shared, or a number is below 1.
@@ -66,7 +69,8 @@ class Slots:
             raise ValueError("this kind of adapter cannot be shared by several clients; use the reference engine")
         if slots < 1 or tokens_per_step < 1:
             raise ValueError(f"slots={slots}, tokens_per_step={tokens_per_step}: both must be at least 1")
-        self.single = Reference(adapted, tokenizer, stop_ids, checkpointing)
+        self.single = Reference(adapted, tokenizer, stop_ids, checkpointing, objective)
+        self.objective = self.single.objective
         self.adapted, self.device, self.pad = adapted, self.single.device, self.single.pad
         self.budget, self.together = tokens_per_step, adapted.together
         self.model = Model(adapted, attention)
@@ -122,23 +126,35 @@ class Slots:
     def _train(self) -> list[tuple[ClientId, Any]]:
         """One shared pass, forward and backward, and the steps it completes."""
         seats = self._chosen()
-        shares = [seat.share() for seat in seats]
-        stream = self.model.laid_out(shares, self.pad)
-        counts = torch.tensor([1.0 / seat.descent.count for seat in seats], dtype=torch.float64)
-        lengths = torch.tensor([stop - start for start, stop in stream.owned])
-        weights = counts.repeat_interleave(lengths).to(self.device)
-        with self._words(stream, training=True) as words:
-            losses = sft.losses(words, stream.targets)
-            if losses.requires_grad:
-                losses.backward(weights.to(losses.dtype))
+        stream = self.model.laid_out([seat.share() for seat in seats], self.pad)
+        references = self._references(seats, stream)
+        with self._said(stream, training=True) as said:
+            sums = [
+                self.objective.losses(mine, reference, seat.parts[0]).sum()
+                for seat, mine, reference in zip(seats, said, references, strict=True)
+            ]
+            loss = torch.stack([one / seat.descent.count for seat, one in zip(seats, sums, strict=True)]).sum()
+            if loss.requires_grad:
+                loss.backward()
         numbers = list[Tensor]()
-        for seat, (start, stop) in zip(seats, stream.owned, strict=True):
-            numbers += seat.add(losses.detach()[start:stop].sum())
+        for seat, one in zip(seats, sums, strict=True):
+            numbers += seat.add(one.detach())
         values = iter(torch.stack([number.double() for number in numbers]).tolist() if numbers else ())
         for seat in seats:
             if not seat.parts:
                 seat.close(next(values), next(values))
         return self._finished()
+
+    def _references(self, seats: Sequence[Seat], stream: Stream) -> Sequence[list[Tensor] | None]:
+        """What the reference says of the same stream: its texts meet no adapter, or those they began with."""
+        match self.objective.reference:
+            case None:
+                return [None] * len(seats)
+            case "base":
+                return self._base_said(stream)
+            case "start":
+                starts = [self._still((), *(s.request.start, s.request.layout, s.request.carry)) for s in seats]
+                return self._read_said(stream.met(starts))
 
     def _chosen(self) -> list[Seat]:
         """Who takes part in the next pass, by slot."""
@@ -163,7 +179,7 @@ class Slots:
     def _seat(self, number: int, call: Call[Any]) -> Seat:
         request: Descend = call.request
         self.adapted.check(request.start, request.layout)
-        return Seat(number, call, self._row(number, request.layout), self.together)
+        return Seat(number, call, self._row(number, request.layout), self.together, self.objective)
 
     def _row(self, number: int, layout: Layout) -> Row:
         """A slot's row, cut as a layout says; allocated with the first training, cut anew where the layout changes."""
@@ -173,7 +189,8 @@ class Slots:
         known = self._cut.get(number)
         if known is None or known.layout is not layout:
             w, g = (rows[number][: layout.size] for rows in self._rows)
-            known = self._cut[number] = Row(layout, w, g, self.together.pieces(w, g, layout))
+            pieces, heads = self.together.pieces(w, g, layout), self.together.heads(w, g, layout)
+            known = self._cut[number] = Row(layout, w, g, pieces, heads)
         return known
 
     # -- without gradients
@@ -206,54 +223,63 @@ class Slots:
                 groups.append([call])
             else:
                 known.append(call)
-        shares, places = list[Share](), list[tuple[int, list[int]]]()
+        shares, places = list[Share](), list[tuple[int, list[Any], list[int]]]()
         for group in groups:
             like: Evaluate = group[0].request
-            pieces, sparse = self.pieces(like.x, like.layout, like.carry)
+            still = self._still((), like.x, like.layout, like.carry)
             for call in group:
                 for rows in _by_length(call.request.examples, like.batch_size):
-                    shares.append(Share([call.request.examples[row] for row in rows], pieces, None, sparse))
-                    places.append((id(call), rows))
-        losses = {id(call): [(0.0, 0)] * len(call.request.examples) for call in asked}
-        for (owner, numbers), found in zip(places, self._losses(shares), strict=True):
-            for row, loss in zip(numbers, found, strict=True):
-                losses[owner][row] = loss
+                    part = [call.request.examples[row] for row in rows]
+                    shares.append(replace(still, texts=self.objective.texts(part)))
+                    places.append((id(call), part, rows))
+        found = {id(call): [Scores()] * len(call.request.examples) for call in asked}
+        for (owner, part, rows), (said, base) in zip(places, self._all_said(shares), strict=True):
+            for row, score in zip(rows, self.objective.scores(said, base, part), strict=True):
+                found[owner][row] = score
         results = dict[ClientId, Any]()
         for group in groups:
-            results |= self.single.scored(group, [loss for call in group for loss in losses[id(call)]])
+            results |= self.single.scored(group, [score for call in group for score in found[id(call)]])
         return [(call.client, results[call.client]) for call in asked]
 
     def _probe(self, request: Probe) -> list[float]:
         """Every point is a virtual client with the same rows."""
-        shares = [
-            Share(request.examples, *self._still(point, request.layout, request.carry)) for point in request.points
+        texts = self.objective.texts(request.examples)
+        shares = [self._still(texts, point, request.layout, request.carry) for point in request.points]
+        count = max(1, self.objective.count(request.examples))
+        return [
+            float(self.objective.losses(said, base, request.examples).double().sum()) / count
+            for said, base in self._all_said(shares)
         ]
-        return [sum(nll for nll, _ in rows) / max(1, sum(n for _, n in rows)) for rows in self._losses(shares)]
 
-    @torch.no_grad()
     def _logits(self, request: Logits) -> Tensor:
-        share = Share(request.examples, *self._still(request.x, request.layout, request.carry))
-        with self._words(self.model.laid_out([share], self.pad), training=False) as words:
-            return words.float().cpu()
+        forward: Forward = "pooled" if self.objective.forward == "pooled" else "logits"
+        share = self._still(self.objective.texts(request.examples), request.x, request.layout, request.carry)
+        (said,) = self._read_said(self.model.laid_out([share], self.pad), forward)
+        return padded.together(said, forward).cpu()
 
-    @torch.no_grad()
-    def _losses(self, shares: Sequence[Share]) -> Iterator[list[RowLoss]]:
-        """Each share's rows, in its order."""
+    def _all_said(self, shares: Sequence[Share]) -> Iterator[tuple[list[Tensor], list[Tensor] | None]]:
+        """What the model, and the base if it is compared with, says of each share's texts, in their order."""
         for chosen in together(shares, self.budget):
             stream = self.model.laid_out(chosen, self.pad)
-            texts = sum(len(share.examples) for share in chosen)
-            with self._words(stream, training=False) as words:
-                losses = sft.losses(words, stream.targets).double()
-            sums = torch.zeros(texts, dtype=torch.float64, device=self.device).index_add_(0, stream.rows, losses)
-            counts = torch.bincount(stream.rows, minlength=texts)
-            rows = list(zip(sums.tolist(), counts.tolist(), strict=True))
-            for share in chosen:
-                yield rows[: len(share.examples)]
-                rows = rows[len(share.examples) :]
+            none: Sequence[list[Tensor] | None] = [None] * len(chosen)
+            base = none if self.objective.reference is None else self._base_said(stream)
+            yield from zip(self._read_said(stream), base, strict=True)
 
-    def _still(self, x: Params, layout: Layout, carry: Carry) -> tuple[list[Piece], None, bool]:
+    def _base_said(self, stream: Stream) -> list[list[Tensor]]:
+        """What the base says of a stream's texts; see `Reference.base_said`."""
+        layout = self.adapted.layout
+        nowhere = self._still((), self.adapted.w.new_zeros(layout.size), layout, ())
+        return self._read_said(stream.met([nowhere] * len(stream.texts)))
+
+    @torch.no_grad()
+    def _read_said(self, stream: Stream, forward: Forward | None = None) -> list[list[Tensor]]:
+        with self._said(stream, training=False, forward=forward) as said:
+            return said
+
+    def _still(self, texts: Sequence[Text], x: Params, layout: Layout, carry: Carry) -> Share:
+        """Texts that meet a model in which nothing is trained."""
         pieces, sparse = self.pieces(x, layout, carry)
-        return pieces, None, sparse
+        return Share(texts, pieces, None, sparse, self.together.heads(x.to(self.adapted.w), None, layout))
 
     # -- both
 
@@ -265,8 +291,8 @@ class Slots:
         return pieces, live(pieces)
 
     @contextmanager
-    def _words(self, stream: Stream, training: bool) -> Iterator[Tensor]:
-        """Within, the model's words [wanted, vocabulary] where the stream wants them, and their backward pass.
+    def _said(self, stream: Stream, training: bool, forward: Forward | None = None) -> Iterator[list[list[Tensor]]]:
+        """Within, what the model says of each share's texts, and its backward pass.
 
         Raises:
             RunStopped: memory ran out.
@@ -274,8 +300,8 @@ class Slots:
         self.model.training(training)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # nothing depends on it
             try:
-                with self.model.pass_(stream) as words:
-                    yield words()
+                with self.model.pass_(stream, forward or self.objective.forward) as said:
+                    yield said()
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                     raise
@@ -287,11 +313,11 @@ class Slots:
 
 
 def _work(request: Descend) -> int:
-    return sum(len(example.ids) for batch in request.batches for example in batch)
+    return sum(example.size for batch in request.batches for example in batch)
 
 
 def _by_length(examples: Sequence[Any], size: int) -> Iterator[list[int]]:
     """Row numbers in batches of `size`, the shortest first."""
-    order = sorted(range(len(examples)), key=lambda row: len(examples[row].ids))
+    order = sorted(range(len(examples)), key=lambda row: examples[row].size)
     for i in range(0, len(order), size):
         yield order[i : i + size]

@@ -5,9 +5,9 @@ filled up with a text of nobody, and so are the places where the model's word is
 number of rows anew (bfloat16 on a CPU: 0.6 ms for each new size of each layer), they are filled up to round numbers.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.together import Piece, Segment
 from fedloom.engine.attention import Span, Way, texts
+from fedloom.engine.padded import apart, exact
 from fedloom.models.load import takes
-from fedloom.objectives import sft
+from fedloom.objectives.base import Forward, Text
 
 LEAST = 4
 ROUND = 64
@@ -26,17 +27,19 @@ ROUND = 64
 
 @dataclass(frozen=True)
 class Share:
-    """What one client brings: examples, the adapter they meet, and the key of its dropout."""
+    """What one client brings: texts, the adapter they meet, and the key of its dropout."""
 
-    examples: Sequence[Any]
+    texts: Sequence[Text]
     pieces: Sequence[Piece]
     seed: int | None = None
     sparse: bool = False
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    """The numbers of its head, where the model has one."""
 
     @property
     def tokens(self) -> int:
         """Of all its texts."""
-        return sum(len(example.ids) for example in self.examples)
+        return sum(len(text.ids) for text in self.texts)
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,20 @@ class Stream:
     """[n] tokens after which the model's word is wanted; the last ones may be filling."""
     targets: Tensor
     """[wanted] what stands there in truth."""
-    owned: Sequence[Span]
-    """Each share's part of the wanted words."""
-    rows: Tensor
-    """[wanted] number of the text, counted over all shares."""
+    counts: Sequence[int]
+    """Wanted words of each text, without the filling's."""
+    texts: Sequence[int]
+    """Texts of each share."""
+    heads: Sequence[Mapping[str, Tensor]]
+    """Each share's head."""
+
+    def met(self, shares: Sequence[Share]) -> "Stream":
+        """The same texts, meeting other adapters and heads, without dropout."""
+        segments = [
+            Segment(segment.start, segment.stop, share.pieces, None, share.sparse)
+            for segment, share in zip(self.segments, shares, strict=True)
+        ]
+        return replace(self, segments=segments, heads=[share.heads for share in shares])
 
 
 def laid_out(shares: Sequence[Share], pad: int, device: torch.device, multiple: int = LEAST) -> Stream:
@@ -68,21 +81,19 @@ def laid_out(shares: Sequence[Share], pad: int, device: torch.device, multiple: 
         device: where the model is.
         multiple: tokens and places are filled up to a multiple of this.
     """
-    ids, positions, places, targets, rows = list[int](), list[int](), list[int](), list[int](), list[int]()
-    spans, segments, owned = list[Span](), list[Segment](), list[Span]()
+    ids, positions, places, targets, counts = list[int](), list[int](), list[int](), list[int](), list[int]()
+    spans, segments = list[Span](), list[Segment]()
     for share in shares:
-        begun, wanted_before = len(ids), len(places)
-        for example in share.examples:
+        begun = len(ids)
+        for text in share.texts:
             start = len(ids)
-            ids.extend(example.ids)
-            positions.extend(range(len(example.ids)))
-            where, what = sft.wanted(example)
-            places.extend(start + place for place in where)
-            targets.extend(what)
-            rows.extend([len(spans)] * len(where))
+            ids.extend(text.ids)
+            positions.extend(range(len(text.ids)))
+            places.extend(start + place for place in text.places)
+            targets.extend(text.targets)
+            counts.append(len(text.places))
             spans.append((start, len(ids)))
         segments.append(Segment(begun, len(ids), share.pieces, share.seed, share.sparse))
-        owned.append((wanted_before, len(places)))
     filling = -len(ids) % multiple
     if filling:
         spans.append((len(ids), len(ids) + filling))
@@ -96,8 +107,9 @@ def laid_out(shares: Sequence[Share], pad: int, device: torch.device, multiple: 
         segments,
         torch.tensor(places, device=device),
         torch.tensor(targets, dtype=torch.long, device=device),
-        owned,
-        torch.tensor(rows, dtype=torch.long, device=device),
+        counts,
+        [len(share.texts) for share in shares],
+        [share.heads for share in shares],
     )
 
 
@@ -136,8 +148,8 @@ class Model:
         return laid_out(shares, pad, self.adapted.w.device, self.multiple)
 
     @contextmanager
-    def pass_(self, stream: Stream) -> Iterator[Callable[[], Tensor]]:
-        """Within, forward and backward of this stream; yields what computes [wanted, vocabulary].
+    def pass_(self, stream: Stream, forward: Forward) -> Iterator[Callable[[], list[list[Tensor]]]]:
+        """Within, forward and backward of this stream; yields what computes what is said of each share's texts.
 
         The context must cover the backward pass too: checkpointed layers are computed again there.
         """
@@ -145,16 +157,33 @@ class Model:
         moment.segments = stream.segments
         try:
             with texts(self.inner.config, stream.spans, self.attention):
-                yield lambda: self._words(stream)
+                yield lambda: self._said(stream, forward)
         finally:
             moment.segments = None
 
+    def _said(self, stream: Stream, forward: Forward) -> list[list[Tensor]]:
+        if forward == "pooled":
+            return self._pooled(stream)
+        said = iter(apart(self._words(stream), stream.targets, stream.counts, forward))
+        return [[next(said) for _ in range(count)] for count in stream.texts]
+
     def _words(self, stream: Stream) -> Tensor:
+        """[wanted, vocabulary]"""
         selection: dict[str, Any] = {"logits_to_keep": stream.places} if self.selects else {}
         logits: Tensor = self.inner(
             input_ids=stream.ids, position_ids=stream.positions, use_cache=False, **selection
         ).logits[0]
         return (logits if self.selects else logits[stream.places])[: len(stream.targets)]
+
+    def _pooled(self, stream: Stream) -> list[list[Tensor]]:
+        """Class logits by each share's own head, computed from its own texts alone."""
+        model: Any = self.inner
+        hidden = model.hidden(stream.ids, stream.positions + model.first_position)
+        pooled = model.pool(hidden, stream.spans[: len(stream.counts)]).split(list(stream.texts))
+        return [
+            list(exact(torch.func.functional_call(model.head, dict(head), (mine,))).unbind())
+            for head, mine in zip(stream.heads, pooled, strict=True)
+        ]
 
     def training(self, wanted: bool) -> None:
         """Switch the modules' mode, which walks through all of them, only where it changes."""

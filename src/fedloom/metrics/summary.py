@@ -1,7 +1,7 @@
 """Summaries over clients, and which of two values is better.
 
 For a metric m over n clients with values m_1 .. m_n:
-    m               pooled: as if all rows belonged to one client (for the loss, the token-weighted mean)
+    m               pooled: as if all rows belonged to one client (the loss: mean over all tokens, rows or pairs)
     m_mean          unweighted mean over clients
     m_std           population standard deviation over clients
     m_worst_decile  mean of the ceil(n / 10) worst clients
@@ -14,11 +14,11 @@ from typing import Literal, get_args
 
 from fedloom.errors import UserError, nearest
 from fedloom.metrics.config import MetricName
-from fedloom.metrics.scores import Scores
+from fedloom.metrics.scores import Scores, merged
 
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 SPREADS = ("mean", "std", "worst_decile")
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "reward_rejected"})
 
 
 def columns(names: Sequence[MetricName]) -> list[str]:
@@ -29,7 +29,8 @@ def columns(names: Sequence[MetricName]) -> list[str]:
 def summarise(per_client: Mapping[str, Scores], names: Sequence[MetricName]) -> dict[str, float]:
     """Pooled metrics and their spread over clients; what no client has is absent.
 
-    A client without labelled tokens (or without answers) is left out of that metric's spread.
+    A client that has nothing to compute a metric from (no labelled tokens, no answers, no pairs) is left out of that
+    metric's spread.
     """
     values = pooled(per_client.values()).metrics(names)
     of_clients = [scores.metrics(names) for scores in per_client.values()]
@@ -50,11 +51,18 @@ def pooled(parts: Iterable[Scores]) -> Scores:
         answered=sum(part.answered for part in parts),
         exact=sum(part.exact for part in parts),
         rouge=_sum(part.rouge for part in parts),
+        pairs=_sum(part.pairs for part in parts),
+        won=_sum(part.won for part in parts),
+        good=_sum(part.good for part in parts),
+        bad=_sum(part.bad for part in parts),
+        chosen_reward=_sum(part.chosen_reward for part in parts),
+        rejected_reward=_sum(part.rejected_reward for part in parts),
+        confusion=merged(part.confusion for part in parts),
     )
 
 
 def direction(metric: str) -> Literal["lower", "higher"]:
-    """Which way is better: lower for loss, perplexity and every spread `_std`, higher for the others.
+    """Which way is better: lower for loss, perplexity, reward_rejected and every spread `_std`, higher for the others.
 
     Raises:
         UserError: `metric` is no column of metrics.csv.

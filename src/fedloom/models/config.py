@@ -14,6 +14,11 @@ class ModelConfig(Strict):
         "nano", description="`nano` (embedded), a folder in Hugging Face layout, or a Hugging Face model id."
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model id.")
+    layers: list[int] | None = Field(
+        None,
+        description="Keep only these of the model's layers, counted from 0, in this order (a small student of the same "
+        "model); null: all.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Format of the frozen weights. auto: bfloat16 where that is fast, else float32."
     )

@@ -20,6 +20,8 @@ from torch import nn
 from fedloom.errors import UserError
 from fedloom.models.config import ModelConfig
 from fedloom.models.folders import check_folder
+from fedloom.models.heads import Classifier, HeadSpec, check_texts, resolved
+from fedloom.models.layers import cut
 
 WIDE = 512
 SHORT = 384
@@ -40,6 +42,8 @@ class Base:
     """Longest text it was built for, in tokens, where its configuration says so."""
     attention: str = "sdpa"
     """How attention is computed."""
+    layers: tuple[int, ...] | None = None
+    """The blocks that were kept, in this order; None: all."""
 
     @property
     def skeleton(self) -> bool:
@@ -77,18 +81,20 @@ def load_tokenizer(config: ModelConfig, weights: bool = True) -> Any:
     return tokenizer
 
 
-def load_model(config: ModelConfig, trained_whole: bool = False, longest: int | None = None) -> Base:
-    """The causal language model, in evaluation mode, without gradients.
+def load_model(
+    config: ModelConfig, trained_whole: bool = False, longest: int | None = None, head: HeadSpec | None = None
+) -> Base:
+    """The causal language model, or a model with a head that classifies; in evaluation mode, without gradients.
 
     Args:
         config: the section `model`.
         trained_whole: every parameter will be trained, so `auto` means float32.
         longest: tokens of the longest text it will see, where that is known.
+        head: what is put on the model instead of its language head.
 
     Raises:
         UserError: the folder is incomplete, the id cannot be reached, the device is not there.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -97,7 +103,9 @@ def load_model(config: ModelConfig, trained_whole: bool = False, longest: int | 
     device = pick_device(config.device)
     try:
         settings, attention, dtype = _settings(config, device, trained_whole, longest)
-        module, found = AutoModelForCausalLM.from_pretrained(
+        if head is not None:
+            resolved(settings, head.pooling)
+        module, found = _kind(head).from_pretrained(
             where,
             revision=config.revision,
             config=settings,
@@ -108,42 +116,66 @@ def load_model(config: ModelConfig, trained_whole: bool = False, longest: int | 
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.name={config.name}: the model cannot be loaded: {_short(error)}") from None
     absent = sorted(found["missing_keys"])
+    random_pooler = head is not None and any(name.startswith("pooler.") for name in absent)
+    if head is not None:
+        absent = [name for name in absent if not name.startswith("pooler.")]
     if absent:
+        wanted = "one for causal language modelling" if head is None else "one whose files hold all of its layers"
         raise UserError(
             f"model.name={config.name}: {len(absent)} tensors are not in its files ({', '.join(absent[:3])} ...); "
-            "they would be random numbers. Get the whole model, or one for causal language modelling"
+            f"they would be random numbers. Get the whole model, or {wanted}"
         )
-    base = _base(module.to(device), config, device, dtype)
-    _check_causal(module, config.name)
+    if config.layers is not None:
+        cut(module, config.layers)
+    module = module.to(device)
+    if head is not None:
+        module = Classifier(module, head, pooler=not random_pooler)
+    base = _base(module, config, device, dtype)
+    if head is None:
+        _check_causal(module, config.name)
+    else:
+        check_texts(module, config.name)
     return base
 
 
-def load_skeleton(config: ModelConfig, trained_whole: bool = False, longest: int | None = None) -> Base:
+def load_skeleton(
+    config: ModelConfig, trained_whole: bool = False, longest: int | None = None, head: HeadSpec | None = None
+) -> Base:
     """The same model without its weights: the modules, names, shapes and ties of the loaded one, on device `meta`.
 
     Its files of weights need not be there, and it takes next to no memory. `model.device` is not looked at; formats and
     attention are what `auto` would choose on this machine's CPU. What only numbers can tell is left to those who have
     them: whether the files are whole, whether the model is causal, and whether weights that the configuration ties are
-    equal (where they are not, transformers leaves them apart).
+    equal (where they are not, transformers leaves them apart). Of a pooler that is wanted it is taken that it is there.
 
     Args:
         config: the section `model`.
         trained_whole: every parameter will be trained, so `auto` means float32.
         longest: tokens of the longest text it will see, where that is known.
+        head: what is put on the model instead of its language head.
 
     Raises:
         UserError: the configuration is not there, cannot be reached, or is of no known kind.
     """
-    from transformers import AutoModelForCausalLM
-
     check_folder(location(config.name), weights=False)
     try:
         settings, attention, dtype = _settings(config, torch.device("cpu"), trained_whole, longest)
+        if head is not None:
+            resolved(settings, head.pooling)
         with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=attention)
+            module = _kind(head).from_config(settings, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model.name={config.name}: the model cannot be laid out: {_short(error)}") from None
-    return _base(module, config, torch.device("meta"), dtype)
+    if config.layers is not None:
+        cut(module, config.layers)
+    return _base(module if head is None else Classifier(module, head), config, torch.device("meta"), dtype)
+
+
+def _kind(head: HeadSpec | None) -> Any:
+    """Transformers' class that chooses the model's."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM if head is None else transformers.AutoModel
 
 
 def _settings(
@@ -163,14 +195,18 @@ def _base(module: Any, config: ModelConfig, device: torch.device, dtype: torch.d
     """The module, frozen and in evaluation mode, with what it says of itself."""
     module.eval().requires_grad_(False)
     module.config.use_cache = False
+    positions = getattr(module.config, "max_position_embeddings", None)
+    if positions is not None and isinstance(module, Classifier):  # RoBERTa's 514 hold texts of 512
+        positions -= module.first_position
     return Base(
         module,
         config.name,
         device,
         dtype,
         sum(p.numel() for p in module.parameters()),
-        getattr(module.config, "max_position_embeddings", None),
+        positions,
         module.config._attn_implementation,
+        None if config.layers is None else tuple(config.layers),
     )
 
 

@@ -75,9 +75,9 @@ def env_differences(runs: Sequence[Facts]) -> Differences:
 
 
 def learning(runs: Sequence[Facts]) -> list[Picture]:
-    """Every metric any run evaluated, and the training loss."""
+    """Every metric worth a picture that any run evaluated, and the training loss."""
     found = []
-    for metric in ("exact_match", "rouge_l", "loss"):
+    for metric in (*words.CURVES, "loss"):
         changes = [run.change(metric) for run in runs]
         found += _overlaid(
             runs, words.metric_name(metric), metric, [change.points if change else () for change in changes]

@@ -16,7 +16,7 @@ Points: TypeAlias = tuple[tuple[float, float], ...]
 
 SPLITS = ("test", "validation", "personal", "global")
 """Which split speaks for a run, best first."""
-HEADLINES = ("exact_match", "rouge_l", "loss")
+HEADLINES = ("preference_accuracy", "exact_match", "rouge_l", "accuracy", "loss")
 """Which metric speaks for a run, best first."""
 
 

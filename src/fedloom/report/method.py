@@ -1,4 +1,5 @@
-"""What sets a run apart from plain FedAvg: algorithm, what is averaged and how, who attacks, who is held out, ranks.
+"""What sets a run apart from plain FedAvg: objective, algorithm, what is averaged and how, attackers, who is held out,
+ranks.
 
 Read from the configuration alone; who attacks or is held out is drawn again from the seed, as the run did.
 """
@@ -48,7 +49,15 @@ def name(config: Mapping[str, Any]) -> str | None:
 
 def rows(facts: Facts) -> list[Tile]:
     """Name, value and what it means, for everything that is not as in plain FedAvg; empty if nothing is."""
-    return [*_algorithm(facts), *_aggregate(facts), *_attack(facts), *_held_out(facts), *_ranks(facts), *_own(facts)]
+    return [
+        *_objective(facts),
+        *_algorithm(facts),
+        *_aggregate(facts),
+        *_attack(facts),
+        *_held_out(facts),
+        *_ranks(facts),
+        *_own(facts),
+    ]
 
 
 def remarks(facts: Facts) -> list[str]:
@@ -91,6 +100,25 @@ def _algorithm(facts: Facts) -> Iterator[Tile]:
         yield Tile("Preset", called, PRESETS[called].summary)
     elif called is not None and called != "fedavg":
         yield Tile("Algorithm", called, _purpose("algorithm", called))
+
+
+def _objective(facts: Facts) -> Iterator[Tile]:
+    objective = facts.config.get("objective", {}).get("name", "sft")
+    if objective != "sft":
+        yield Tile("Objective", _objective_name(facts), _purpose("objective", objective))
+
+
+def _objective_name(facts: Facts) -> str:
+    """`dpo, loss ipo, beta 0.1` and what else is not as usual; of classes only how many."""
+    from fedloom.config import shape
+
+    section = facts.config["objective"]
+    (field,) = shape.fields_at(("objective",))
+    kinds = [one for one in shape.variants(field.annotation) if section["name"] in shape.tag_values(one)]
+    usual = {name: one.default for kind in kinds for name, one in kind.model_fields.items()}
+    hidden = [name for name, value in section.items() if value == usual.get(name) and name not in ("loss", "beta")]
+    shown, labels = _with(facts, "objective", without=("labels", *hidden)), section.get("labels")
+    return f"{shown}, {words.count(len(labels), 'class', 'classes')}" if labels else shown
 
 
 def _aggregate(facts: Facts) -> Iterator[Tile]:

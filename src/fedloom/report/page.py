@@ -107,11 +107,11 @@ def _labels(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def _learning(facts: Facts) -> list[Picture]:
-    """Loss in training and evaluation, then every accuracy."""
+    """Loss in training and evaluation, then every metric worth a picture."""
     train = Line("training", facts.train_loss(), PALE)
     losses = [train, *_split_lines(facts, "loss")]
     found = [figures.curves("Loss", "loss", [line for line in losses if line.points])]
-    for metric in ("exact_match", "rouge_l"):
+    for metric in words.CURVES:
         lines = _split_lines(facts, metric)
         change = facts.change(metric)
         if change is not None:

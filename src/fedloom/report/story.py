@@ -105,7 +105,7 @@ def replies(facts: Facts) -> list[Tile]:
     skipped = total(facts.rounds, "skipped")
     if skipped:
         steps = words.count(skipped, "step", "steps")
-        found.append(Tile("skipped", steps, "the loss or gradient was not finite, or no token was labelled"))
+        found.append(Tile("skipped", steps, "the loss or gradient was not finite, or there was nothing to learn"))
     if facts.retries:
         again = words.count(facts.retries, "round", "rounds")
         found.append(Tile("begun again", again, "too few replies counted, so another cohort was asked"))
@@ -170,7 +170,7 @@ def _metric_tiles(facts: Facts) -> Iterator[Tile]:
             words.value(headline.metric, worst[-1][1]),
             f"of clients; was {words.value(headline.metric, worst[0][1])}",
         )
-    for metric in ("exact_match", "rouge_l", "loss"):
+    for metric in (*words.CURVES, "loss"):
         change = facts.change(metric)
         if change is not None and metric != headline.metric:
             was = f"was {words.value(metric, change.first[1])}"

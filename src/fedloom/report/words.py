@@ -3,9 +3,25 @@
 import math
 
 NBSP = "\u00a0"
-SHARES = frozenset({"exact_match", "rouge_l"})
+SHARES = frozenset({"exact_match", "rouge_l", "accuracy", "f1", "f1_weighted", "f1_micro", "preference_accuracy"})
 """Metrics between 0 and 1, shown in percent."""
-METRICS = {"loss": "Loss", "perplexity": "Perplexity", "exact_match": "Exact match", "rouge_l": "ROUGE-L"}
+CURVES = ("exact_match", "rouge_l", "accuracy", "f1", "matthews", "preference_accuracy", "margin")
+"""Metrics with a picture of their own beside the loss; the others are too near to one of these."""
+METRICS = {
+    "loss": "Loss",
+    "perplexity": "Perplexity",
+    "exact_match": "Exact match",
+    "rouge_l": "ROUGE-L",
+    "accuracy": "Accuracy",
+    "f1": "F1 (macro)",
+    "f1_weighted": "F1 (weighted)",
+    "f1_micro": "F1 (micro)",
+    "matthews": "Matthews correlation",
+    "preference_accuracy": "Preference accuracy",
+    "margin": "Reward margin",
+    "reward_chosen": "Reward of better answers",
+    "reward_rejected": "Reward of worse answers",
+}
 SPLITS = {
     "test": "the clients’ test rows",
     "validation": "the clients’ validation rows",

@@ -14,7 +14,9 @@ from fedloom.contracts import (
     ClientFailed,
     ClientId,
     Correct,
+    Distilled,
     Exchange,
+    Lessons,
     Message,
     Model,
     Penalty,
@@ -24,6 +26,7 @@ from fedloom.contracts import (
 )
 from fedloom.engine.batches import plan
 from fedloom.engine.config import LocalConfig
+from fedloom.engine.lessons import Distil, courses
 from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
 from fedloom.engine.schedule import round_rate, step_rates
 from fedloom.errors import UserError
@@ -172,6 +175,41 @@ class LocalClient:
         """The model's outputs at `x` on the validation rows."""
         return Call(self.id, Logits(x, self.layout, self.data.get("validation"), tuple(carry)))
 
+    def distil(
+        self,
+        x: Params,
+        lessons: Lessons,
+        *,
+        carry: Carry = (),
+        teacher: Params | None = None,
+        teacher_base: int | None = None,
+    ) -> Call[Distilled]:
+        """See `fedloom.contracts.Client.distil`.
+
+        Raises:
+            ClientFailed: there is no public row that can be used.
+        """
+        rows = self.data.get("train")
+        if not rows:
+            raise ClientFailed(f"{self.profile.name} has no public row that can be used")
+        turn = self._turn
+        self._turn += 1
+        alone, together = courses(lessons, rows, teacher is not None, rng.key(self._root, "lessons", turn))
+        request = Distil(
+            x=x,
+            layout=self.layout,
+            alone=alone,
+            together=together,
+            max_grad_norm=lessons.max_grad_norm,
+            accumulate=self.plan.local.accumulate,
+            seed=rng.key(self._root, "dropout", turn),
+            label=f"{self.profile.name}, round {self.round + 1}",
+            teacher=teacher,
+            teacher_base=teacher_base,
+            carry=tuple(carry),
+        )
+        return Call(self.id, request)
+
     def evaluate(
         self,
         model: Model,
@@ -225,7 +263,7 @@ class LocalClient:
             rng.key(self._root, "batches", stream),
             steps=steps if steps is not None else local.steps,
             epochs=local.epochs,
-            lengths=[len(row.ids) for row in rows] if local.group_by_length else None,
+            lengths=[row.size for row in rows] if local.group_by_length else None,
         )
         return [[rows[i] for i in batch] for batch in chosen]
 
