@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from fedloom import teaching
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.build import adapt
 from fedloom.adapters.config import LoraConfig
 from fedloom.adapters.lora import resized, scale
 from fedloom.adapters.ranks import Ranks
 from fedloom.algorithms import table
+from fedloom.algorithms.config import FedKdConfig
 from fedloom.algorithms.table import Setting
 from fedloom.channel.check import Limits
 from fedloom.channel.encoding import stages
@@ -25,6 +27,7 @@ from fedloom.data.rows import Row
 from fedloom.engine import optimizers
 from fedloom.engine.choice import Chosen, choose
 from fedloom.engine.config import LocalConfig
+from fedloom.engine.distil import Tutor, Tutoring
 from fedloom.errors import UserError, nearest
 from fedloom.evaluation import Evaluation, Handing
 from fedloom.events import Event
@@ -33,7 +36,6 @@ from fedloom.models.load import Base
 from fedloom.models.load import fingerprint as base_fingerprint
 from fedloom.objectives import table as objectives
 from fedloom.objectives.base import Objective
-from fedloom.objectives.config import ClassifyConfig
 from fedloom.params import Layout
 from fedloom.runtime.attack import attackers, attacking, flip_answers
 from fedloom.runtime.client import ClientData, LocalPlan, Split
@@ -48,7 +50,7 @@ from fedloom.runtime.site import Memories, Site, Tasks
 from fedloom.runtime.store import InMemory, OnDisk, Store
 from fedloom.runtime.team import Team
 from fedloom.runtime.wire import Marshal
-from fedloom.sides import Both, Side
+from fedloom.sides import Both, Side, labelled
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ class Parts:
         self.stages: tuple[Stage, ...] = stages(config.channel, steady)
         self.everybody = self._global_rows() if self.side.server else None
         pooled = self.data.pooled(self.holdouts) if self.algorithm.needs.pooled_data else None
-        self.home = HomeRows(pooled, self.everybody)
+        taught = teaching.public(self.data.public) if self.algorithm.needs.public_rows and self.side.server else None
+        self.home = HomeRows(taught if pooled is None else pooled, self.everybody)
+        self.tutor = self._tutor() if taught is not None else None
 
     def profile(self, client: ClientId) -> Profile:
         """What the server knows of a client."""
@@ -171,7 +175,7 @@ class Parts:
             raise ValueError("nothing is computed where the base model's weights are not")
         return Site(
             tasks=self.tasks,
-            engine=self.chosen.engine,
+            engine=self.chosen.engine if self.tutor is None else Tutoring(self.chosen.engine, self.tutor),
             store=store,
             profile=self.profile,
             data=self.rows,
@@ -248,6 +252,12 @@ class Parts:
             checkpointing=c.model.gradient_checkpointing, attention=self.base.attention, objective=self.objective,
         )  # fmt: skip
 
+    def _tutor(self) -> Tutor | None:
+        """The teacher beside the model, where the recipe's own algorithm has one."""
+        if not isinstance(self.config.algorithm, FedKdConfig):
+            return None
+        return teaching.build(self.config, self.adapted, self.tokenizer, self.objective)
+
     def _setting(self) -> Setting:
         c, layout = self.config, self.adapted.layout
         modules = list(self.adapted.extras)
@@ -282,14 +292,6 @@ class Parts:
         if evaluate.forgetting:
             rows += base_skill_rows(self.config)
         return build_rows(rows, self.data.encoder, "global") if rows else None
-
-
-def labelled(config: Config, labels: tuple[str, ...] | None) -> Config:
-    """The configuration with the classes in use, where rows are classified."""
-    objective = config.objective
-    if not isinstance(objective, ClassifyConfig) or labels is None:
-        return config
-    return config.model_copy(update={"objective": objective.model_copy(update={"labels": list(labels)})})
 
 
 def worker_site(config: str, store: str | None) -> tuple[Site, Marshal]:

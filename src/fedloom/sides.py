@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedloom.adapters.config import FullConfig
+from fedloom.algorithms.config import FedKdConfig
 from fedloom.config import Config
 from fedloom.contracts import ClientId
 from fedloom.data.encoders import encoder_of
-from fedloom.data.federated import FederatedData, absent, build, build_own
+from fedloom.data.federated import FederatedData, absent, build, build_own, build_public
 from fedloom.data.wanted import Wanted
 from fedloom.errors import UserError
 from fedloom.models.heads import HeadSpec
@@ -76,7 +77,9 @@ class Leading:
 
     def data(self, config: Config, tokenizer: Any) -> FederatedData:
         """Clients without rows."""
-        return absent(self.names, encoder_of(tokenizer, config.data, wanted(config)))
+        encoder = encoder_of(tokenizer, config.data, wanted(config))
+        public = build_public(config.data, config.seed, encoder, wanted(config)) if _distils(config) else None
+        return absent(self.names, encoder, public=public)
 
     def base(self, config: Config) -> Base:
         """A skeleton, unless something is computed here."""
@@ -85,8 +88,8 @@ class Leading:
         return load_skeleton(config.model, _whole(config), config.data.max_length, head(config))
 
     def computes(self, config: Config) -> bool:
-        """Whether the server evaluates on rows of its own."""
-        return config.evaluate.global_source is not None or config.evaluate.forgetting
+        """Whether the server evaluates on rows of its own, or distils."""
+        return config.evaluate.global_source is not None or config.evaluate.forgetting or _distils(config)
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,14 @@ def wanted(config: Config) -> Wanted:
     return Wanted(objective.rows)
 
 
+def labelled(config: Config, labels: tuple[str, ...] | None) -> Config:
+    """The configuration with the classes in use, where rows are classified."""
+    objective = config.objective
+    if not isinstance(objective, ClassifyConfig) or labels is None:
+        return config
+    return config.model_copy(update={"objective": objective.model_copy(update={"labels": list(labels)})})
+
+
 def head(config: Config) -> HeadSpec | None:
     """What is put on the model; None: it keeps its language head."""
     objective = config.objective
@@ -139,15 +150,17 @@ def head(config: Config) -> HeadSpec | None:
 
 
 def _loaded(config: Config) -> Base:
-    base = load_model(
-        config.model, trained_whole=_whole(config), longest=config.data.max_length, head=head(config)
-    )
+    base = load_model(config.model, trained_whole=_whole(config), longest=config.data.max_length, head=head(config))
     if base.max_positions is not None and config.data.max_length > base.max_positions:
         raise UserError(
             f"data.max_length={config.data.max_length}, but {base.name} was built for {base.max_positions} tokens; "
             "lower it"
         )
     return base
+
+
+def _distils(config: Config) -> bool:
+    return isinstance(config.algorithm, FedKdConfig)
 
 
 def _whole(config: Config) -> bool:

@@ -17,7 +17,8 @@ from fedloom.algorithms.config import FedKdConfig
 from fedloom.config import Config
 from fedloom.contracts import ClientFailed, Lessons
 from fedloom.data.federated import ClientRows
-from fedloom.engine.distil import Tutor, alone, check_alike, check_labels, check_vocabularies, vocabulary
+from fedloom.engine.alike import check_alike, check_labels, check_vocabularies, vocabulary
+from fedloom.engine.distil import Tutor, alone
 from fedloom.engine.lessons import courses
 from fedloom.engine.reference import Reference
 from fedloom.errors import RunStopped, UserError
@@ -26,9 +27,8 @@ from fedloom.models.heads import Classifier, HeadSpec
 from fedloom.models.load import Base, load_model, load_tokenizer, location, pick_attention
 from fedloom.objectives import table as objectives
 from fedloom.objectives.base import Objective
-from fedloom.objectives.config import ClassifyConfig
 from fedloom.objectives.distillation import Distillation
-from fedloom.sides import Both, head
+from fedloom.sides import Both, head, labelled
 
 
 def build(config: Config, student: Adapted, tokenizer: Any, objective: Objective) -> Tutor:
@@ -133,14 +133,6 @@ def public(rows: ClientRows | None) -> ClientRows:
             "of the training rows, such as 0.2) or data.public_source (a file of the server's own)"
         )
     return rows
-
-
-def labelled(config: Config, labels: tuple[str, ...] | None) -> Config:
-    """The configuration with the classes in use, where rows are classified."""
-    objective = config.objective
-    if not isinstance(objective, ClassifyConfig) or labels is None:
-        return config
-    return config.model_copy(update={"objective": objective.model_copy(update={"labels": list(labels)})})
 
 
 def _algorithm(config: Config) -> FedKdConfig:

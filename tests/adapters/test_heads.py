@@ -133,6 +133,23 @@ def test_ranks_of_clients(folders):
     assert torch.equal(rows["out.weight"], smaller.views(x)["head.out.weight"])
 
 
+def test_auto_knows_encoders_that_peft_does_not(tmp_path):
+    wanted = {
+        "distilbert": {"q_lin", "v_lin"}, "albert": {"query", "value"}, "modernbert": {"Wqkv"},
+        "electra": {"query", "value"}, "deberta": {"query_proj", "value_proj"}, "roberta": {"query", "value"},
+    }  # fmt: skip
+    for family, names in wanted.items():
+        model = adapted(small.saved(tmp_path / family, family), lora(targets="auto"))
+        assert {name.rpartition(".")[2] for name in model.extras} == names
+
+
+def test_auto_says_what_to_do_for_others(folders, monkeypatch):
+    monkeypatch.setattr("fedloom.adapters.lora.ENCODERS", {})
+    words = r"targets=auto: peft names no layers for a distilbert; use all-linear, or .*\(k_lin, lin1, lin2"
+    with pytest.raises(UserError, match=words):
+        adapted(folders["distilbert"], lora(targets="auto"))
+
+
 # -- gradients
 
 

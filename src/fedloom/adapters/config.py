@@ -46,7 +46,8 @@ class LoraConfig(Strict):
     )
     targets: str | list[str] = Field(
         "auto",
-        description="auto: what peft names for the architecture (usually the attention projections); "
+        description="auto: what peft names for the architecture (usually the attention projections; also for DistilBERT "
+        "and other encoders that peft does not know); "
         "all-linear: every linear layer but the head; or module names.",
     )
 

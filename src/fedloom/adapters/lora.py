@@ -28,6 +28,14 @@ from fedloom.models.load import Base, quiet
 from fedloom.params import Layout, Leaf
 
 PREFIX = "base_model.model."
+ENCODERS = {
+    "albert": ["query", "value"],
+    "camembert": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "modernbert": ["Wqkv"],
+    "mpnet": ["q", "v"],
+}
+"""Attention projections of encoders that peft has no names for, by kind of model."""
 Ranks = Callable[[list[str]], Mapping[str, int]]
 """The largest rank any client holds, by adapted module."""
 
@@ -76,6 +84,7 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
             layer.rescale(now)
 
     share(layers, moment)
+    wrapped.eval()
     together = LoraTogether(layers, head)
     return Adapted(module, layout, tensors, first, moment, extras, rescale, together, wrapped, base.layers)
 
@@ -90,6 +99,11 @@ def _wrapped(module: Any, config: LoraConfig) -> Any:
         try:
             return get_peft_model(module, settings)
         except ValueError as error:
+            if settings.target_modules is None:
+                error = ValueError(
+                    f"peft names no layers for a {module.config.model_type}; use all-linear, or names of linear layers "
+                    f"({', '.join(_linear_names(module)[:6])})"
+                )
             raise UserError(f"adapter.targets={config.targets}: {error}") from None
 
 
@@ -167,6 +181,8 @@ def peft_config(module: Any, config: LoraConfig) -> Any:
     if isinstance(targets, list) or targets not in ("auto", "all-linear"):
         targets = [targets] if isinstance(targets, str) else targets
         _check_targets(module.backbone if isinstance(module, Classifier) else module, targets)
+    if targets == "auto":
+        targets = ENCODERS.get(module.config.model_type, "auto")
     pooler = isinstance(module, Classifier) and getattr(module.backbone, "pooler", None) is not None
     conv1d = any(type(layer).__name__ == "Conv1D" for layer in module.modules())
     return peft.LoraConfig(
@@ -246,11 +262,20 @@ def _fetch(layers: Iterable[Any]) -> None:
 
 
 def _check_targets(module: nn.Module, targets: list[str]) -> None:
-    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+    linear = [n for n, m in module.named_modules() if _is_linear(m)]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
-            known = sorted({name.rpartition(".")[2] for name in linear})
+            known = _linear_names(module)
             raise UserError(f"adapter.targets: no linear layer is called {target}.{nearest(target, known)}")
+
+
+def _linear_names(module: nn.Module) -> list[str]:
+    """Last parts of the names of all linear layers."""
+    return sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _check_rank(config: LoraConfig, module: str, rank: int, inputs: int, outputs: int) -> None:

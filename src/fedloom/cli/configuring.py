@@ -40,6 +40,7 @@ FLAGS: Final = {
     "validate": ("--debug", "--help"),
     "show": ("--example", "--comments", "--debug", "--help"),
     "partition": ("--svg", "--debug", "--help"),
+    "pretrain-teacher": ("--out", "--debug", "--help"),
 }
 """Options of the commands that take settings, to recognise mistyped ones."""
 

@@ -6,7 +6,7 @@ from typing import Final
 import typer
 import typer.core
 
-from fedloom.cli import configuring, deploying, doctor, listing, results, rows, running
+from fedloom.cli import configuring, deploying, doctor, listing, results, rows, running, teaching
 from fedloom.cli.exits import guarded
 
 typer.core.HAS_RICH = False  # help is plain text; typer before 0.21, as Flower wants it, escapes brackets all the same
@@ -34,6 +34,7 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "validate": configuring.validate,
     "show": configuring.show,
     "partition": rows.partition,
+    "pretrain-teacher": teaching.pretrain_teacher,
     "recipes": configuring.recipes,
     "copy": configuring.copy,
     "list": listing.listing,

@@ -8,17 +8,16 @@ steps has diverged, and the task fails.
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedloom import rng
 from fedloom.adapters.adapted import Adapted
 from fedloom.contracts import Call, ClientFailed, ClientId, Distilled, Engine, Trained
-from fedloom.engine import optimizers, padded
+from fedloom.engine import maps, optimizers, padded
 from fedloom.engine.config import OptimizerConfig
 from fedloom.engine.descent import split
 from fedloom.engine.lessons import Course, Distil
@@ -32,13 +31,10 @@ from fedloom.objectives.distillation import (
     Terms,
     attention_apart,
     attention_apart_in_text,
-    pairs,
 )
 from fedloom.params import Params
 
 ADAMW = OptimizerConfig(name="adamw")
-PROBE = 4
-"""Tokens of the text attention maps are looked for with."""
 
 
 class Tutor:
@@ -66,7 +62,7 @@ class Tutor:
         self.base = int(fingerprint(teacher.module)[:15], 16)
         """Which model the teacher was when it was loaded; 60 bits."""
         if loss.attention:
-            self._check_maps()
+            maps.check(self.student, self.teacher, self.forward)
 
     def serve(self, request: Distil) -> Distilled | ClientFailed:
         """All courses of a request.
@@ -98,31 +94,6 @@ class Tutor:
         if request.together is None:
             return Distilled(request.x, y, self.base, 0, skipped, None, None)
         return _Together(self, request, request.together, y, skipped).run()
-
-    def _check_maps(self) -> None:
-        """Both models must show a map for each layer, of as many heads."""
-        text = self.objective.texts([self.objective.made_up(range(2, 2 + PROBE))])
-        found = []
-        for name, model in (("model", self.student), ("algorithm.teacher", self.teacher)):
-            with torch.no_grad(), maps(model.adapted.module) as seen:
-                model.said(text, self.forward)
-            layers = _layers(model.adapted.module)
-            if len(seen) != layers:
-                raise UserError(
-                    f"algorithm.attention: {len(seen)} attention maps of {layers} layers of {name} can be seen; set "
-                    "model.attention=eager, or algorithm.attention=0"
-                )
-            found.append(seen)
-        try:
-            pairs(len(found[0]), len(found[1]))
-        except ValueError as error:
-            raise UserError(f"algorithm.attention: {error}; set it to 0, or take a deeper teacher") from None
-        heads = [seen[0].shape[1] for seen in found]
-        if heads[0] != heads[1]:
-            raise UserError(
-                f"algorithm.attention: the model has {heads[0]} attention heads and the teacher {heads[1]}, and maps "
-                "are compared head by head; set it to 0"
-            )
 
 
 def alone(
@@ -252,7 +223,7 @@ class _Together:
         seen = list[list[Tensor]]()
         for model in (tutor.student, tutor.teacher):
             learns = torch.is_grad_enabled() and (model is tutor.student or loss.mutual)
-            with torch.set_grad_enabled(learns), _watched(model.adapted.module, loss.attention) as attention:
+            with torch.set_grad_enabled(learns), maps.watched(model.adapted.module, loss.attention) as attention:
                 model.adapted.moment.seed = rng.key(seed, "teacher" if model is tutor.teacher else "student")
                 found.append(padded.together(model.said(texts, tutor.forward), tutor.forward))
                 model.adapted.moment.seed = None
@@ -305,80 +276,6 @@ class Tutoring:
         self.inner.abandon()
 
 
-@contextmanager
-def maps(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Within, the attention map [texts, heads, tokens, tokens] of every layer, in the order they are computed.
-
-    Layers say them beside their result where attention is written out (`eager`); their parents repeat them.
-    """
-    found = list[Tensor]()
-
-    def look(_: nn.Module, __: Any, out: Any) -> None:
-        weights = out[1] if isinstance(out, tuple) and len(out) > 1 else None
-        if isinstance(weights, Tensor) and weights.dim() == 4 and all(weights is not one for one in found):
-            found.append(weights)
-
-    handles = [part.register_forward_hook(look) for part in module.modules()]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _watched(module: nn.Module, weight: float) -> AbstractContextManager[list[Tensor]]:
-    return maps(module) if weight else nullcontext([])
-
-
-def check_alike(student: Any, teacher: Any) -> None:
-    """Rows are turned into tokens once, so both models must read the same ones.
-
-    Args:
-        student: its tokenizer.
-        teacher: its tokenizer.
-
-    Raises:
-        UserError: they do not.
-    """
-    sample = "A short text, with 3 numbers (1.5 %) and ümläuts."
-    if student.get_vocab() != teacher.get_vocab() or student(sample).input_ids != teacher(sample).input_ids:
-        raise UserError(
-            "algorithm.teacher: teacher and model have different tokenizers, so that neither can be told what the "
-            "other says of a text; take two models of one family"
-        )
-
-
-def check_vocabularies(student: int, teacher: int) -> None:
-    """Language models must choose from the same words.
-
-    Raises:
-        UserError: one of them knows more.
-    """
-    if student != teacher:
-        raise UserError(
-            f"algorithm.teacher: the model chooses from {student} words and the teacher from {teacher}; take two "
-            "models of one family"
-        )
-
-
-def check_labels(student: Sequence[str] | None, teacher: Sequence[str] | None) -> None:
-    """A teacher that was trained before must know the same classes.
-
-    Args:
-        student: the run's classes, in the order of the head's outputs.
-        teacher: those the teacher's head was saved with; None: it has no head yet.
-
-    Raises:
-        UserError: it knows others, or in another order.
-    """
-    if teacher is not None and student is not None and tuple(teacher) != tuple(student):
-        raise UserError(
-            f"algorithm.teacher: its head tells apart {', '.join(teacher)}, and this run's classes are "
-            f"{', '.join(student)}, in this order; name the teacher's in objective.labels, or train another teacher "
-            "(fedloom pretrain-teacher)"
-        )
-
-
 def _forward(objective: Objective) -> Forward:
     if objective.forward == "pooled":
         return "pooled"
@@ -394,12 +291,3 @@ def _labels(forward: Forward, texts: Sequence[Any], part: Sequence[Any]) -> list
     if forward == "pooled":
         return [row.label for row in part]
     return [target for text in texts for target in text.targets]
-
-
-def _layers(module: Any) -> int:
-    return int(module.config.get_text_config().num_hidden_layers)
-
-
-def vocabulary(module: Any) -> int:
-    """Words a language model chooses from."""
-    return int(module.config.get_text_config().vocab_size)

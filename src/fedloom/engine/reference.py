@@ -6,7 +6,8 @@ is left out and counted; a training that ends in such steps has diverged, and it
 with the same weights share forward passes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +56,15 @@ class Reference:
             adapted.module.gradient_checkpointing_enable(  # type: ignore[operator]
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
+
+    @contextmanager
+    def minimising(self, objective: Objective) -> Iterator[None]:
+        """Within, this is minimised."""
+        before, self.objective = self.objective, objective
+        try:
+            yield
+        finally:
+            self.objective = before
 
     def room(self) -> int:
         """How many more calls may wait."""

