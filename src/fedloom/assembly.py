@@ -285,10 +285,10 @@ class Parts:
     def _global_rows(self) -> ClientRows | None:
         evaluate, rows = self.config.evaluate, list[Row]()
         if evaluate.global_source is not None:
-            from fedloom.data.sources import load
+            from fedloom.data.sources import load_other
 
-            data = self.config.data.model_copy(update={"source": evaluate.global_source, "limit": None})
-            rows += load(data, self.config.seed, self.config.objective.rows).rows
+            kind = self.config.objective.rows
+            rows += load_other(self.config.data, evaluate.global_source, self.config.seed, kind).rows
         if evaluate.forgetting:
             rows += base_skill_rows(self.config)
         return build_rows(rows, self.data.encoder, "global") if rows else None

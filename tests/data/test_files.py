@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fedloom.data.files import OWNER, read_file, read_folder, stem_of
+from fedloom.data.files import OWNER, TableForm, read_file, read_folder, stem_of
 from fedloom.errors import UserError
 
 ROWS = [
@@ -150,3 +150,13 @@ def test_folders_that_cannot_work_are_errors(tmp_path):
     write(tmp_path / "site-a.jsonl", "jsonl")
     with pytest.raises(UserError, match="not named after splits"):
         read_folder(tmp_path, "test")
+
+
+def test_tables_without_a_header_and_with_quotes_that_are_text(tmp_path):
+    path = tmp_path / "in.tsv"
+    path.write_text('a\t1\t"Yes", she said\nb\t0\t"open\n')
+    form = TableForm(header=("source", "label", "sentence"), quoted=False)
+    assert read_file(path, form) == [
+        {"source": "a", "label": "1", "sentence": '"Yes", she said'},
+        {"source": "b", "label": "0", "sentence": '"open'},
+    ]

@@ -119,3 +119,30 @@ def test_a_folder_is_in_hub_layout_by_its_readme(tmp_path):
     assert hub.is_hub_folder(tmp_path) is False
     (tmp_path / "README.md").write_text(README)
     assert hub.is_hub_folder(tmp_path) is True
+
+
+def test_names_of_classes_come_from_the_features_and_minus_one_is_none(tmp_path):
+    """SST-2 in the hub's layout: its numbers are named as those of a plain copy are."""
+    folder = tmp_path / "nyu-mll" / "glue"
+    folder.mkdir(parents=True)
+    features = "".join(
+        f"{line}\n"
+        for line in (
+            *("dataset_info:", "- config_name: sst2", "  features:", "  - name: sentence", "    dtype: string"),
+            *("  - name: label", "    dtype:", "      class_label:", "        names:"),
+            *("          '0': negative", "          '1': positive"),
+            *("configs:", "- config_name: sst2", "  data_files:", "  - split: train", "    path: train.jsonl"),
+        )
+    )
+    (folder / "README.md").write_text(f"---\n{features}---\n")
+    rows = [{"sentence": f"s {i}", "label": label} for i, label in enumerate((1, 0, -1))]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = load(DataConfig(source="sst2", root=str(tmp_path)), 0, "labels")
+    assert [row.output for row in table.rows] == ["positive", "negative"]
+    assert table.labels == ("negative", "positive")
+    assert "1 of 3 rows skipped: no label" in table.notes
+    (tmp_path / "sst2").mkdir()
+    folder.rename(tmp_path / "elsewhere")
+    (tmp_path / "sst2" / "train.tsv").write_text('sentence\tlabel\n"s" 0 \t1\ns 1 \t0\n')
+    plain = load(DataConfig(source="sst2", root=str(tmp_path)), 0, "labels")
+    assert [(row.instruction, row.output) for row in plain.rows] == [('"s" 0 ', "positive"), ("s 1 ", "negative")]

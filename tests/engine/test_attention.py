@@ -148,7 +148,9 @@ def test_an_encoder_looks_at_all_of_its_own_text(way, told):
         found, _ = by_text(layer, query, key, value, None, **({"is_causal": False} if told else {}))
     wanted = torch.cat(
         [
-            F.scaled_dot_product_attention(*(t[:, :, a:b] for t in (query, key, value)), enable_gqa=True).transpose(1, 2)
+            F.scaled_dot_product_attention(*(t[:, :, a:b] for t in (query, key, value)), enable_gqa=True).transpose(
+                1, 2
+            )
             for a, b in spans
         ],
         dim=1,

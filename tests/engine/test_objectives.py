@@ -1,4 +1,4 @@
-"""Every objective on both engines: the same numbers, to the bit among neighbours, and those of a loop written by hand."""
+"""Every objective on both engines: the same numbers, to the bit among neighbours, and those of a plain loop."""
 
 import random
 from pathlib import Path
@@ -104,9 +104,7 @@ CASES: dict[str, tuple[str, Any, Any, Any]] = {
     "kto": ("llama", Kto(KtoConfig()), judged_answers, None),
     "dpo start": ("llama", Preference(DpoConfig(reference="start")), pairs_of_answers, None),
     "dpo gpt2": ("gpt2", Preference(DpoConfig(label_smoothing=0.1)), pairs_of_answers, None),
-    **{
-        f"dpo {loss}": ("llama", Preference(DpoConfig(loss=loss, beta=0.5)), pairs_of_answers, None) for loss in LOSSES
-    },
+    **{f"dpo {loss}": ("llama", Preference(DpoConfig(loss=loss, beta=0.5)), pairs_of_answers, None) for loss in LOSSES},
 }
 
 

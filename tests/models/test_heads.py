@@ -69,7 +69,9 @@ def test_transformers_own_classifier(folders, family, tmp_path):
         },
     }[family]  # fmt: skip
     weights = theirs.state_dict()
-    model.head.load_state_dict({k: weights[names[k]] if k in names else torch.zeros(3) for k in model.head.state_dict()})
+    model.head.load_state_dict(
+        {k: weights[names[k]] if k in names else torch.zeros(3) for k in model.head.state_dict()}
+    )
     pad = theirs.config.pad_token_id
     ids, mask = small.batch(small.TEXTS, pad)
     with torch.no_grad():
@@ -173,7 +175,7 @@ def test_a_decoders_first_token_says_nothing(folders, make):
 def test_a_model_that_looks_back_only_in_truth(folders, monkeypatch):
     """Whatever its configuration says: the first token is tried."""
     monkeypatch.setattr("fedloom.models.heads.is_decoder", lambda config: False)
-    with pytest.raises(UserError, match="first token of .* sees nothing"):
+    with pytest.raises(UserError, match=r"first token of .* sees nothing"):
         small.loaded(folders["llama"], HeadSpec(2, "cls"))
 
 

@@ -111,7 +111,7 @@ class Adapted:
 
     @contextmanager
     def standing(self, x: Params, carry: Carry = ()) -> Iterator[None]:
-        """Within, without gradients, the model stands at x [P] of the layout in use; then where it stood, to the bit."""
+        """Within, without gradients, the model stands at x [P] of the layout in use; then where it was, to the bit."""
         extras = list(self.extras.values())
         kept, before = self.w.clone(), [(extra.carry, extra.live) for extra in extras]
         self.load(x, self._shaped, carry)

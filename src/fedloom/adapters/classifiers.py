@@ -88,10 +88,13 @@ def _classifier(config: ModelConfig, spec: HeadSpec) -> Classifier:
 
 
 def _merged(backbone: Any, folder: Path) -> Any:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
+    settings: Any = PeftConfig.from_pretrained(str(folder))
+    if getattr(backbone, "pooler", None) is None:
+        settings.exclude_modules = None  # there is none here
     with quiet():
-        return PeftModel.from_pretrained(backbone, str(folder)).merge_and_unload()
+        return PeftModel.from_pretrained(backbone, str(folder), config=settings).merge_and_unload()
 
 
 def _fill(model: Classifier, folder: Path) -> None:

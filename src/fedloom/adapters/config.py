@@ -46,9 +46,8 @@ class LoraConfig(Strict):
     )
     targets: str | list[str] = Field(
         "auto",
-        description="auto: what peft names for the architecture (usually the attention projections; also for DistilBERT "
-        "and other encoders that peft does not know); "
-        "all-linear: every linear layer but the head; or module names.",
+        description="auto: what peft names for the architecture (usually the attention projections), and the same for "
+        "DistilBERT and some more encoders; all-linear: every linear layer but the head; or module names.",
     )
 
 

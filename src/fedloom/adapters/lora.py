@@ -99,12 +99,13 @@ def _wrapped(module: Any, config: LoraConfig) -> Any:
         try:
             return get_peft_model(module, settings)
         except ValueError as error:
-            if settings.target_modules is None:
-                error = ValueError(
-                    f"peft names no layers for a {module.config.model_type}; use all-linear, or names of linear layers "
-                    f"({', '.join(_linear_names(module)[:6])})"
-                )
-            raise UserError(f"adapter.targets={config.targets}: {error}") from None
+            why = str(error)
+    if settings.target_modules is None:
+        why = (
+            f"peft names no layers for a {module.config.model_type}; use all-linear, or names of linear layers "
+            f"({', '.join(_linear_names(module)[:6])})"
+        )
+    raise UserError(f"adapter.targets={config.targets}: {why}")
 
 
 def share(layers: "Sequence[_Layer]", moment: Moment) -> None:

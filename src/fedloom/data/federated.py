@@ -276,7 +276,9 @@ def _labelled(wanted: Wanted, table: Table) -> Wanted:
     """With the classes found in the table, where none are named."""
     if wanted.kind != "labels" or wanted.labels is not None:
         return wanted
-    return replace(wanted, labels=table.labels or labels_of([*table.rows, *table.public]))
+    found = labels_of([*table.rows, *table.public])
+    usual = table.labels if table.labels is not None and set(found) <= set(table.labels) else None
+    return replace(wanted, labels=usual or found)
 
 
 def _probe(table: Table, encoder: RowEncoder, train: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from fedloom.data.rows import Kind, Row
 from fedloom.data.table import Table, apart, limited, with_test
 from fedloom.errors import UserError
 
-__all__ = ["Table", "load", "load_own", "load_public"]
+__all__ = ["Table", "load", "load_other", "load_own", "load_public"]
 
 _MAKERS: Final[Mapping[Kind, Callable[[records.Record, cols.Columns, str], Row | str]]] = MappingProxyType(
     {
@@ -48,6 +48,22 @@ def load(config: DataConfig, seed: int, kind: Kind = "answers") -> Table:
     return replace(table, public=load_public(config, seed, kind)) if config.public_source is not None else table
 
 
+def load_other(config: DataConfig, source: str, seed: int, kind: Kind = "answers") -> Table:
+    """Read a further source as the configured one is read (split, columns), all its rows, none of them set apart.
+
+    Args:
+        config: the section `data`.
+        source: what stands in place of `data.source`.
+        seed: root seed.
+        kind: what the objective learns from.
+
+    Raises:
+        UserError: see `load`.
+    """
+    whole = {"source": source, "limit": None, "test_split": None, "public": 0.0, "public_source": None}
+    return load(config.model_copy(update=whole), seed, kind)
+
+
 def load_public(config: DataConfig, seed: int, kind: Kind = "answers") -> tuple[Row, ...]:
     """The rows of `data.public_source`, all of them.
 
@@ -60,10 +76,9 @@ def load_public(config: DataConfig, seed: int, kind: Kind = "answers") -> tuple[
         UserError: the source cannot be read or has no rows.
     """
     assert config.public_source is not None
-    alone = {"source": config.public_source, "split": "train", "subset": None, "test_split": None, "limit": None}
+    alone = config.model_copy(update={"split": "train", "subset": None})
     try:
-        table = _read(config.model_copy(update=alone), seed, kind)
-        _check_some(table)
+        table = load_other(alone, config.public_source, seed, kind)
     except UserError as error:
         raise UserError(f"data.public_source={config.public_source}: {error}") from error
     return tuple(row for i, row in enumerate(table.rows) if table.split_of is None or table.split_of[i] == "train")

@@ -56,6 +56,7 @@ def check(student: Reference, teacher: Reference, forward: Forward) -> None:
     text = student.objective.texts([student.objective.made_up(range(2, 2 + PROBE))])
     found = []
     for name, model in (("the model", student), ("the teacher", teacher)):
+        model.adapted.module.eval()
         with torch.no_grad(), maps(model.adapted.module) as seen:
             model.said(text, forward)
         layers = _layers(model.adapted.module)

@@ -55,7 +55,7 @@ def said(module: nn.Module, batch: Batch, forward: Forward) -> list[Tensor]:
 
 
 def apart(words: Tensor, targets: Tensor, counts: Sequence[int], forward: Forward) -> list[Tensor]:
-    """The model's words [wanted, vocabulary] at the wanted places, text by text: log p of the targets, or themselves."""
+    """The model's words [wanted, vocabulary] at the wanted places, text by text: as log p of the targets or as is."""
     found = exact(words) if forward == "logits" else -F.cross_entropy(exact(words), targets, reduction="none")
     return list(found.split(list(counts)))
 

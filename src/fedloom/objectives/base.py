@@ -28,6 +28,14 @@ class Text:
     """After which tokens the model's word is wanted; none where a text is pooled."""
     targets: Sequence[int] = ()
     """What stands there in truth; as many as places."""
+    shared: int = 0
+    """So many of its first ids, never all, are also the first of the last text before it that shares nothing. A model
+    that only looks back says the same there, so an engine may compute them once; dropout's masks are the same too."""
+
+    @property
+    def own(self) -> int:
+        """Tokens it shares with no other text."""
+        return len(self.ids) - self.shared
 
 
 class Objective(Protocol):

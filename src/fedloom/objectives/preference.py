@@ -1,7 +1,7 @@
 """Preference tuning: of two answers to a prompt, make the better one the likelier. Which loss, the settings say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
@@ -44,8 +44,15 @@ class Preference:
         return True
 
     def texts(self, part: Sequence[Pair]) -> list[Text]:
-        """Two for each pair, side by side: the prompt with the chosen answer, then with the rejected one."""
-        return [wanted(answer) for pair in part for answer in (pair.chosen, pair.rejected)]
+        """Two for each pair, side by side: the prompt with the chosen answer, then with the rejected one.
+
+        The second shares the prompt with the first, and what both answers begin with.
+        """
+        found = list[Text]()
+        for pair in part:
+            chosen, rejected = wanted(pair.chosen), wanted(pair.rejected)
+            found += [chosen, replace(rejected, shared=_common(chosen.ids, rejected.ids))]
+        return found
 
     def count(self, batch: Sequence[Pair]) -> int:
         """Pairs."""
@@ -135,6 +142,12 @@ def _lengths(said: Sequence[Tensor]) -> Tensor:
 def _pairs(values: Tensor) -> tuple[Tensor, Tensor]:
     """Of chosen and of rejected answers, from a number for each of `Preference.texts`."""
     return values[0::2], values[1::2]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """With how many equal ids both begin, where at least one of `other` is not counted."""
+    most = min(len(one), len(other) - 1)
+    return next((i for i in range(most) if one[i] != other[i]), most)
 
 
 def _made_up(prompt: Sequence[int], answer: Sequence[int]) -> Encoded:

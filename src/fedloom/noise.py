@@ -1,0 +1,136 @@
+"""Directions to try a model in: random numbers that two machines draw alike from a seed, without sending them.
+
+A number is a function of (seed, leaf, index) alone, made of 32-bit integer arithmetic, shifts and one table: the same
+bits on every device, in every number format of the base, with any number of threads and in pieces of any size. Two
+numbers come of one hash (Wellons' `lowbias32`, https://nullprogram.com/blog/2018/07/31, over the index, keyed twice).
+gaussian: the 65,536 middle quantiles of the standard normal, in units of 1/4096, scaled to variance 1; the largest is
+4.3. rademacher: +1 or -1.
+"""
+
+import functools
+import hashlib
+from collections.abc import Collection, Iterator
+from typing import Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fedloom.params import Layout, Params
+
+Kind: TypeAlias = Literal["gaussian", "rademacher"]
+PIECE: Final = 1 << 16
+"""Numbers drawn at a time: their integers stay in a core's cache."""
+UNIT: Final = 4096
+_FIRST, _SECOND, _SPREAD = 0x7FEB352D, 0x846CA68B, 0x9E3779B9
+
+
+def leaf_key(name: str) -> int:
+    """32 bits that stand for a leaf's name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
+
+
+def fill(out: Tensor, seed: int, leaf: str, start: int = 0, kind: Kind = "gaussian") -> Tensor:
+    """Draw the numbers start, start + 1, ... of a leaf into `out`, flat and float32 or float64.
+
+    Args:
+        out: [n], contiguous; on any device.
+        seed: 63 bits.
+        leaf: the tensor's name.
+        start: index of the first number inside the leaf.
+        kind: their distribution.
+
+    Returns:
+        `out`.
+    """
+    if out.dim() != 1:
+        raise ValueError(f"random numbers are drawn into a flat tensor, not one of shape {tuple(out.shape)}")
+    for begin in range(0, len(out), PIECE):
+        part = out[begin : begin + PIECE]
+        _piece(part, seed, leaf_key(leaf), start + begin, kind)
+    return out
+
+
+def add(
+    w: Params, layout: Layout, seed: int, scale: float, kind: Kind = "gaussian", leaves: Collection[str] | None = None
+) -> Params:
+    """W [P] += scale z(seed), in place, for these leaves (None: all); the direction itself is never held as a whole."""
+    room = w.new_empty(min(PIECE, layout.size))
+    for leaf, begin, part in pieces(w, layout):
+        if leaves is None or leaf in leaves:
+            part.add_(fill(room[: len(part)], seed, leaf, begin, kind), alpha=scale)
+    return w
+
+
+def direction(seed: int, layout: Layout, kind: Kind = "gaussian", dtype: torch.dtype = torch.float32) -> Params:
+    """Z(seed) as a vector [P]."""
+    z = torch.empty(layout.size, dtype=dtype)
+    for leaf in layout.leaves:
+        fill(z[leaf.offset : leaf.offset + leaf.size], seed, leaf.name, 0, kind)
+    return z
+
+
+def pieces(w: Params, layout: Layout) -> Iterator[tuple[str, int, Tensor]]:
+    """The vector's parts of at most PIECE numbers: the leaf's name, index of the first number in it, the numbers."""
+    for leaf in layout.leaves:
+        for begin in range(0, leaf.size, PIECE):
+            stop = min(begin + PIECE, leaf.size)
+            yield leaf.name, begin, w[leaf.offset + begin : leaf.offset + stop]
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Sixteen hex digits over some numbers as this machine draws them: equal where two machines draw alike."""
+    digest = hashlib.blake2b(digest_size=8)
+    for kind in ("gaussian", "rademacher"):
+        found = fill(torch.empty(4096), 0x1234_5678_9ABC_DEF0 >> 1, "a leaf", 12345, kind)
+        digest.update((found.double() * UNIT).to(torch.int32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _piece(out: Tensor, seed: int, leaf: int, start: int, kind: Kind) -> None:
+    """At most PIECE numbers; pairs of them share a hash, so a piece may begin or end inside a pair."""
+    first, last = start // 2, (start + len(out) + 1) // 2
+    x = torch.arange(first, last, dtype=torch.int64, device=out.device)
+    high = (x >> 32).to(torch.int32) if last > 1 << 31 else None
+    x = _wrapped(x)
+    room = torch.empty_like(x)
+    x.mul_(_signed(_SPREAD)).add_(_signed(leaf ^ (seed & 0xFFFFFFFF)))
+    if high is not None:
+        x.bitwise_xor_(high)
+    _mixed(x, room)
+    x.bitwise_xor_(_signed((seed >> 32) & 0xFFFFFFFF)).add_(_signed(leaf))
+    _mixed(x, room)
+    halves = x.view(torch.int16)[start - 2 * first :][: len(out)]
+    if kind == "gaussian":
+        torch.index_select(_quantiles(out.device, out.dtype), 0, halves.to(torch.int32).add_(1 << 15), out=out)
+    else:
+        out.copy_((halves & 1) * 2 - 1)
+
+
+def _mixed(x: Tensor, room: Tensor) -> None:
+    """Every bit of int32 numbers into every other, in place."""
+    for shift, factor in ((16, _FIRST), (15, _SECOND), (16, None)):
+        torch.bitwise_right_shift(x, shift, out=room)  # an arithmetic shift: what it copies from the left is cut off
+        x.bitwise_xor_(room.bitwise_and_((1 << (32 - shift)) - 1))
+        if factor is not None:
+            x.mul_(_signed(factor))
+
+
+def _wrapped(x: Tensor) -> Tensor:
+    """The lower 32 bits of int64 numbers, as int32."""
+    return ((x + (1 << 31)).remainder(1 << 32) - (1 << 31)).to(torch.int32)
+
+
+def _signed(bits: int) -> int:
+    """32 bits as the signed number torch wants."""
+    bits &= 0xFFFFFFFF
+    return bits - (1 << 32) if bits >= 1 << 31 else bits
+
+
+@functools.cache
+def _quantiles(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[65536], multiples of 1 / UNIT: coarse enough that no library's last digit shows."""
+    share = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    exact = torch.special.ndtri(share)
+    exact /= exact.square().mean().sqrt()
+    return ((exact * UNIT).round() / UNIT).to(device, dtype)
