@@ -185,8 +185,8 @@ class TeacherConfig(Strict):
     """The large model a student learns from; it stays with the server, and every weight of it is trained."""
 
     name: str = Field(
-        description="A folder in Hugging Face layout (also one that fedloom pretrain-teacher wrote), a Hugging Face "
-        "model id, or nano; its tokenizer must be the model's."
+        description="As model.name; also a folder that fedloom pretrain-teacher wrote. It must share the model's "
+        "tokenizer."
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model id.")
     layers: list[int] | None = Field(None, description="Keep only these of its layers; null: all.")

@@ -66,6 +66,10 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
         "Koo, Jabin and others", 2025,
         "Towards Robust and Efficient Federated Low-Rank Adaptation with Heterogeneous Clients", "2410.22815",
     ),
+    "wu2022fedkd": (
+        "Wu, Chuhan and others", 2022,
+        "Communication-efficient Federated Learning via Knowledge Distillation", "2108.13323",
+    ),
     "zhang2023fedit": (
         "Zhang, Jianyi and others", 2023,
         "Towards Building the Federated GPT: Federated Instruction Tuning", "2305.05644",

@@ -21,6 +21,7 @@ ALGORITHMS: Final[Table] = {
     "dual": ("yang2024dual",),
     "hetlora": ("cho2024hetlora",),
     "lora_a2": ("koo2025lora_a2",),
+    "fedkd": ("wu2022fedkd",),
     "local": (),
     "centralized": (),
 }

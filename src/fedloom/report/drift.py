@@ -28,6 +28,11 @@ _SEVERAL: Final = 4
 _NOTED: Final = {
     "rank": ("Rank of the clients", "Mean over the clients of a round; it falls as they prune."),
     "staleness": ("Age of updates", "Versions of the shared model made between sending it and counting the update."),
+    "student_loss": (
+        "Loss of the student on public rows",
+        "Cross-entropy in nats while the server's teacher taught it, after the clients' average.",
+    ),
+    "teacher_loss": ("Loss of the teacher on public rows", "Cross-entropy in nats, in the same steps."),
     "too_old": ("Updates too old to count", "Left out, because more versions old than algorithm.max_staleness."),
 }
 """Further figures that algorithms note: heading and what is seen."""
