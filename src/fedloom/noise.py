@@ -77,6 +77,11 @@ def pieces(w: Params, layout: Layout) -> Iterator[tuple[str, int, Tensor]]:
             yield leaf.name, begin, w[leaf.offset + begin : leaf.offset + stop]
 
 
+def largest(kind: Kind) -> float:
+    """No number of a direction is larger."""
+    return float(_quantiles(torch.device("cpu"), torch.float32)[-1]) if kind == "gaussian" else 1.0
+
+
 @functools.cache
 def fingerprint() -> str:
     """Sixteen hex digits over some numbers as this machine draws them: equal where two machines draw alike."""

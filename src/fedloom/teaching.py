@@ -24,7 +24,8 @@ from fedloom.engine.reference import Reference
 from fedloom.errors import RunStopped, UserError
 from fedloom.models.config import ModelConfig
 from fedloom.models.heads import Classifier, HeadSpec
-from fedloom.models.load import Base, load_model, load_tokenizer, location, pick_attention
+from fedloom.models.load import Base, load_model, load_tokenizer, location
+from fedloom.models.picking import pick_attention
 from fedloom.objectives import table as objectives
 from fedloom.objectives.base import Objective
 from fedloom.objectives.distillation import Distillation

@@ -35,6 +35,17 @@ REFUSED = {
     "{adapter: {freeze: A}, aggregate: {space: products}}": "products needs both factors",
     "{adapter: {freeze: A}, algorithm: dual}": "dual needs both factors",
     "{aggregate: {space: sparse}}": "adapter.sparse is not given",
+    "{algorithm: {name: fedkd, teacher: {name: x}}}": "Set data.public",
+    "{algorithm: {name: fedkd, teacher: {name: x}}, data: {public: 0.1}, objective: dpo}": "Use objective=classify",
+    "{algorithm: {name: fedkd, teacher: {name: x}, kl: raw_logits}, data: {public: 0.1}, local: {accumulate: 2}}": (
+        "Use local.accumulate=1"
+    ),
+    "{algorithm: {name: fedkd, teacher: {name: x}, kl: raw_logits, alpha: 0.5}, data: {public: 0.1}}": (
+        "leave alpha out"
+    ),
+    "{algorithm: {name: fedkd, teacher: {name: x}}, data: {public: 0.1}, aggregate: {space: products}}": (
+        "works on the trained numbers themselves"
+    ),
     "{adapter: {sparse: 0.1}}": "only aggregate.space=sparse (SLoRA) knows",
     "{algorithm: slora, federation: {rounds: 5}}": "none would be left for LoRA",
     "{algorithm: slora, adapter: {sparse: 0}}": "adapter.sparse",

@@ -14,8 +14,9 @@ from torch import nn
 
 import tiny
 from fedloom.errors import UserError
-from fedloom.models import load
-from fedloom.models.load import fingerprint, load_model, load_tokenizer, location, pick_device, pick_dtype
+from fedloom.models import load, picking
+from fedloom.models.load import fingerprint, load_model, load_tokenizer, location
+from fedloom.models.picking import pick_device, pick_dtype
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 60, 200, 33, 9, 120, 77], [8, 8, 31, 250, 14, 6, 99]])
@@ -93,7 +94,7 @@ def test_the_number_format_is_the_one_asked_for(folder, dtype):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_means_bfloat16_only_where_it_is_fast_and_the_base_stays_frozen(monkeypatch, fast):
-    monkeypatch.setattr(load, "fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr(picking, "fast_bfloat16", lambda device: fast)
     assert pick_dtype("auto", CPU, False) == (torch.bfloat16 if fast else torch.float32)
     assert pick_dtype("auto", CPU, True) == torch.float32
     assert pick_dtype("bfloat16", CPU, False) == torch.bfloat16

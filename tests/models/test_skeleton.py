@@ -11,7 +11,7 @@ import transformers
 import tiny
 from data.tiny_tokenizers import byte_tokenizer
 from fedloom.errors import UserError
-from fedloom.models import load
+from fedloom.models import load, picking
 from fedloom.models.load import NANO, fingerprint, load_model, load_skeleton, load_tokenizer
 
 
@@ -77,7 +77,7 @@ def test_tied_weights_are_tied_and_count_once(tmp_path):
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("longest", [None, 16, 4096])
 def test_what_auto_means_is_what_it_means_on_a_cpu(folder, whole, longest, monkeypatch):
-    monkeypatch.setattr(load, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(picking, "fast_bfloat16", lambda device: True)
     config = tiny.config(folder, dtype="auto")
     loaded, skeleton = load_model(config, whole, longest), load_skeleton(config, whole, longest)
     assert (skeleton.dtype, skeleton.attention) == (loaded.dtype, loaded.attention)

@@ -8,7 +8,7 @@ step); which replies are trusted is the guard's. Each round notes how far the cl
 result is from the average of what they have.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,14 @@ from fedloom.contracts import (
     Client,
     Federation,
     Fits,
+    Got,
     Message,
     Model,
     Needs,
     NobodyReplied,
     Rule,
     Space,
+    Task,
     Term,
     Trained,
     Weighted,
@@ -86,21 +88,35 @@ class FedAvg:
 
     def round(self, s: State, fed: Federation) -> State:
         """One round of the server."""
+        return self.average(s, fed, self.local, lambda start: start)[0]
+
+    def average(
+        self, s: State, fed: Federation, task: Task[Any, Any], message: Callable[[Start], Message], **rules: Rule
+    ) -> tuple[State, Got]:
+        """A round in which clients train by `task`: what it makes of the state, and what came home.
+
+        Args:
+            s: the state before.
+            fed: the federation.
+            task: what clients do; its replies hold `y`.
+            message: the message to clients, made of where they begin.
+            rules: how further fields of the replies are combined.
+        """
         phase = self.space.phase(fed.round)
         point, sketch = self.space.point(s.x, phase), Sketch()
-        starts: dict[Layout, Start] = {}
+        starts: dict[Layout, Message] = {}
 
-        def down(client: int) -> Start:
+        def down(client: int) -> Message:
             layout = fed.profile(client).layout
             if layout not in starts:  # one SVD for all clients of one rank
-                starts[layout] = Start(self.space.lower(s.x, layout), s.carry, fed.round)
+                starts[layout] = message(Start(self.space.lower(s.x, layout), s.carry, fed.round))
             return starts[layout]
 
         cohort = fed.cohort()
         if self.guard is not None and len(cohort) < self.guard.least:
             raise NobodyReplied(f"{len(cohort)} clients could be asked, the rule needs {self.guard.least} replies")
-        rules = {"y": self.rule(point, phase, sketch)}
-        got = fed.collect(self.local, down, cohort, rules, self.fits(fed, phase, s.x.dtype))
+        combined = {"y": self.rule(point, phase, sketch), **rules}
+        got = fed.collect(task, down, cohort, combined, self.fits(fed, phase, s.x.dtype))
         term, memory = self.server.step(point, got.value.y, s.memory[phase])
         x, carry = self.space.close(s.x, s.carry, term, fed.round)
         mean = (x, carry) if self.server.plain else self.space.close(s.x, s.carry, got.value.y, fed.round)
@@ -108,13 +124,13 @@ class FedAvg:
             drift=sketch.drift(self.space.form(point, phase)),
             aggregation_error=sketch.error(self.standing(*mean, s.carry, phase)),
         )
-        return State(x, carry, (*s.memory[:phase], memory, *s.memory[phase + 1 :]))
+        return State(x, carry, (*s.memory[:phase], memory, *s.memory[phase + 1 :])), got
 
     def fits(self, fed: Federation, phase: int, format: torch.dtype) -> Fits:
         """Whether a reply looks as a client of that layout's should."""
         known: dict[Layout, Term] = {}
 
-        def fits(client: int, up: Result) -> str | None:
+        def fits(client: int, up: Any) -> str | None:
             layout = fed.profile(client).layout
             if layout not in known:
                 blank = torch.empty(layout.size, device="meta")

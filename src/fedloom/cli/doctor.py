@@ -61,7 +61,7 @@ def _versions() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    from fedloom.models.load import fast_bfloat16, pick_device
+    from fedloom.models.picking import fast_bfloat16, pick_device
 
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

@@ -22,6 +22,7 @@ from fedloom.aggregate.config import (
 from fedloom.algorithms.config import (
     FedAvgConfig,
     FedBuffConfig,
+    FedKdConfig,
     FedNovaConfig,
     FedSwaConfig,
     HetLoraConfig,
@@ -258,6 +259,25 @@ def numbers_of_pages(config: Config) -> Said:
         yield text, "algorithm.keep_inner", "aggregate.space"
 
 
+def teacher_and_rows(config: Config) -> Said:
+    """What a teacher is taught with, and where a student can follow it."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, FedKdConfig):
+        return
+    if not config.data.public and config.data.public_source is None:
+        text = (
+            "is fedkd, which distils on rows that belong to no client. Set data.public (a share of the training rows, "
+            "such as 0.2) or data.public_source (a file of the server's own)."
+        )
+        yield text, "algorithm", "data.public"
+    if config.objective.name not in ("sft", "classify"):
+        text = "is fedkd, where a teacher says what class or token it expects. Use objective=classify or objective=sft."
+        yield text, "algorithm", "objective"
+    if algorithm.kl == "raw_logits" and config.local.accumulate > 1:
+        text = "is raw_logits, a loss that cannot be computed in parts. Use local.accumulate=1, or kl=proper."
+        yield text, "algorithm.kl", "local.accumulate"
+
+
 METHODS: Final = (
     space_and_algorithm,
     rule_and_algorithm,
@@ -269,4 +289,5 @@ METHODS: Final = (
     sparse_stage,
     enough_replies,
     numbers_of_pages,
+    teacher_and_rows,
 )

@@ -16,6 +16,7 @@ from fedloom.contracts.client import (
     Penalty,
     Summary,
     Trained,
+    Wandered,
 )
 from fedloom.contracts.geometry import Rule, Rules, Space, Stage, Term
 from fedloom.contracts.messages import (
@@ -32,6 +33,7 @@ from fedloom.contracts.messages import (
     Weighted,
 )
 from fedloom.contracts.server import Algorithm, Combined, Engine, Federation, Fits, Got, Needs, Profile, Task
+from fedloom.drift import Drift
 
 __all__ = [
     "HOME",
@@ -45,6 +47,7 @@ __all__ = [
     "Combined",
     "Correct",
     "Distilled",
+    "Drift",
     "Engine",
     "Exchange",
     "Federation",
@@ -68,5 +71,6 @@ __all__ = [
     "Term",
     "TooFewReplies",
     "Trained",
+    "Wandered",
     "Weighted",
 ]

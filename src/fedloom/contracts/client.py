@@ -7,6 +7,8 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, overload
 from torch import Tensor
 
 from fedloom.contracts.messages import Carry, ClientId, Message
+from fedloom.drift import Drift
+from fedloom.noise import Kind
 from fedloom.params import Layout, Params
 
 Result = TypeVar("Result")
@@ -34,6 +36,32 @@ class Trained:
     """[P], mean of the raw gradients of the steps, when it was asked for."""
     inner: Mapping[str, Tensor] | None = None
     """The optimiser's state after the last step, when one was handed in."""
+
+
+@dataclass(frozen=True)
+class Wandered:
+    """What one local training without gradients gives its client."""
+
+    y: Params | None
+    """[P], weights after training; None where only the slopes were wanted."""
+    seeds: tuple[tuple[int, ...], ...]
+    """[steps, directions] of each step, taken or left out."""
+    slopes: Tensor
+    """[steps, directions] float64: how much the loss rises along each direction, NaN where the step was left out."""
+    rates: Tensor
+    """[steps] float64, learning rates."""
+    steps: int
+    """Steps taken."""
+    lr_sum: float
+    """Sum of the learning rates of those steps."""
+    examples: int
+    """Examples of those steps."""
+    tokens: int
+    """What the loss of those steps is a mean over."""
+    loss: float | None
+    """Mean over steps and directions of the loss between the two points; None without a step."""
+    skipped: int = 0
+    """Steps left out: a loss not finite, a difference beyond the limit, or nothing labelled."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +173,7 @@ class Client(Protocol):
     def lr(self) -> float:
         """Base learning rate of this round."""
 
-    def weight(self, run: Trained) -> float:
+    def weight(self, run: Trained | Wandered) -> float:
         """How much a reply made of this training counts, by `aggregate.weighting`."""
 
     def key(self, purpose: str) -> int:
@@ -195,6 +223,49 @@ class Client(Protocol):
         self, points: Sequence[Params], *, carry: Carry = (), batches: str | None = None
     ) -> Awaitable[list[float]]:
         """Losses of one batch at each point, nothing saved for a backward pass."""
+
+    def wander(
+        self,
+        x: Params | Drift,
+        *,
+        epsilon: float,
+        seeds: Sequence[Sequence[int]] | None = None,
+        directions: int = 1,
+        weight_decay: float = 0.0,
+        decayed: Sequence[str] | None = None,
+        steps: int | None = None,
+        lr: float | None = None,
+        batches: str | None = None,
+        limit: float | None = None,
+        forward: bool = False,
+        carry: Carry = (),
+        kind: Kind = "gaussian",
+        keep: bool = True,
+        step: bool = True,
+    ) -> Awaitable[Wandered]:
+        """Train without gradients: two forward passes along a random direction say how steep it is there.
+
+        z = z(seed), g = (L(x + epsilon z) - L(x - epsilon z)) / 2 epsilon, x <- x - lr (g z + weight_decay x); of
+        several directions the mean is taken. No dropout.
+
+        Args:
+            x: where to start: weights [P], or the run's start and how far it was left along which directions; then
+                every move is exact, whatever came before.
+            epsilon: how far the two points lie from x, above 0.
+            seeds: directions of each step; default: of this client's own, drawn from its task.
+            directions: how many each step has, where `seeds` does not say.
+            weight_decay: share of the weights that every step takes away, times its rate; not with a drift.
+            decayed: names of the leaves it concerns; default: all but biases and norms.
+            steps: default: as many as `seeds`, or the recipe's.
+            lr: base learning rate; default: the round's.
+            batches: name of a batch stream, as in `descend`.
+            limit: a step in which two losses differ by more is left out.
+            forward: g = (L(x + epsilon z) - L(x)) / epsilon instead.
+            carry: what lies on top of the base meanwhile, frozen.
+            kind: distribution of the directions.
+            keep: hand out the weights at the end.
+            step: False: only look at the slopes; every step begins at x.
+        """
 
     def logits(self, x: Params, *, carry: Carry = ()) -> Awaitable[Tensor]:
         """The model's outputs at `x` on the public rows."""

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from fedloom.drift import Drift
 from fedloom.params import Params
 
 ClientId: TypeAlias = int
@@ -69,7 +70,9 @@ class Model(Message):
     """A model on its way to be used: the base, what is carried on top of it, and the trained numbers."""
 
     x: Params
-    """[P]"""
+    """[P]; empty [0] where `drift` says it all."""
     carry: Carry = ()
     whole: bool = True
     """False: only the part that is shared; nobody uses it as it stands."""
+    drift: Drift | None = None
+    """How far the run's start, which everybody has, was left along which directions; None: `x` holds the numbers."""

@@ -1,0 +1,229 @@
+"""A model as a start and amounts along random directions: a few kilobytes, whatever its size.
+
+w = start' + sum over seeds s of round_g(amount_s z(s)): every leaf has a grid g, a power of two, and both the start and
+each product are rounded to its multiples. Sums of multiples of g below 2^24 g are exact in float32, so moves commute
+and can be undone to the bit: neither history nor order, resuming, grouping or the device changes a bit of where amounts
+lead. The range is 2^24 g, at least four times the leaf's largest number; a model that leaves it has diverged.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from fedloom import noise, rng
+from fedloom.noise import PIECE, Kind
+from fedloom.params import Layout, Params
+
+STEPS: Final = 1 << 24
+"""Multiples of the grid that float32 holds exactly."""
+ROOM: Final = 4.0
+"""The range is at least so many times a leaf's largest number at the start."""
+
+
+class Strayed(ArithmeticError):
+    """A model left the range in which its moves are exact: it has diverged."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a model was moved from its start along each direction."""
+
+    seeds: Tensor | int
+    """[K] int64; or the root of a pool, whose seed k is `pool(root, k)`, so that none of them travels."""
+    amounts: Tensor
+    """[K] float32"""
+    kind: Kind = "gaussian"
+
+    def table(self) -> dict[int, float]:
+        """Amount by seed, without zeros; a seed that comes twice counts twice.
+
+        Raises:
+            ValueError: not one amount for each seed, or one that is not finite.
+        """
+        amounts = self.amounts.to("cpu", torch.float32)
+        if amounts.dim() != 1 or (isinstance(self.seeds, Tensor) and self.seeds.shape != amounts.shape):
+            raise ValueError(f"a drift needs one amount for each seed, not amounts of shape {tuple(amounts.shape)}")
+        if not bool(amounts.isfinite().all()):
+            raise ValueError("a drift holds an amount that is not finite")
+        places = amounts.nonzero()[:, 0].tolist()
+        if isinstance(self.seeds, int):
+            return {pool(self.seeds, k): float(amounts[k]) for k in places}
+        found = dict[int, float]()
+        for seed, amount in zip(self.seeds[places].tolist(), amounts[places].tolist(), strict=True):
+            found[seed] = found.get(seed, 0.0) + amount
+        return {seed: rounded(amount) for seed, amount in found.items() if amount}
+
+
+def pool(root: int, k: int) -> int:
+    """Seed number k of a pool."""
+    return rng.key(root, "seed pool", k)
+
+
+def rounded(amount: float) -> float:
+    """The nearest number of float32."""
+    return torch.tensor(amount, dtype=torch.float32).item()
+
+
+def moved(start: Params, layout: Layout, drift: Drift) -> Params:
+    """The model [P] a drift leads to, a new tensor.
+
+    Raises:
+        Strayed: it leaves the range.
+        ValueError: the drift is not one.
+    """
+    footing = Footing(start.clone(), layout)
+    footing.to(drift)
+    return footing.w
+
+
+class Footing:
+    """A vector that stands at a drift and moves on to others, in place, by what changes."""
+
+    def __init__(self, w: Params, layout: Layout) -> None:
+        """Stand at the start.
+
+        Args:
+            w: [P] float32 or float64, the start; from now on it belongs to the footing, which rounds it to its grids.
+            layout: its leaves.
+        """
+        self.w, self.layout = w, layout
+        self.amounts = dict[int, float]()
+        """By seed: where it stands."""
+        self.kind: Kind = "gaussian"
+        self.ranges = ranges(w, layout)
+        settle_(w, layout, self.ranges)
+
+    def to(self, drift: Drift) -> None:
+        """Move to a drift.
+
+        Raises:
+            Strayed: it leaves the range; the footing stands where it stood.
+            ValueError: the drift is not one.
+        """
+        self.go(drift.table(), drift.kind)
+
+    def go(self, amounts: Mapping[int, float], kind: Kind | None = None) -> None:
+        """Move to these amounts, numbers of float32 by seed."""
+        kind = kind or self.kind
+        if kind != self.kind and self.amounts:
+            self._move({})
+        self.kind = kind
+        self._move(amounts)
+
+    def _move(self, amounts: Mapping[int, float]) -> None:
+        move_(self.w, self.layout, self.amounts, amounts, self.ranges, self.kind)
+        self.amounts = {seed: amount for seed, amount in amounts.items() if amount}
+
+
+def ranges(start: Params, layout: Layout) -> tuple[float, ...]:
+    """Of each leaf: the smallest power of two that is at least 1 and at least ROOM times its largest number.
+
+    Raises:
+        ValueError: a number of the start is not finite.
+    """
+    found = []
+    for view in layout.views(start).values():
+        largest = float(view.abs().max()) if view.numel() else 0.0
+        if not math.isfinite(largest):
+            raise ValueError("a start that holds numbers which are not finite cannot be moved")
+        found.append(2.0 ** max(0, math.ceil(math.log2(ROOM * largest)) if largest else 0))
+    return tuple(found)
+
+
+def settle_(w: Params, layout: Layout, ranges: tuple[float, ...]) -> None:
+    """Round every leaf to its grid, in place."""
+    for view, reach in zip(layout.views(w).values(), ranges, strict=True):
+        for part in view.view(-1).split(PIECE):
+            _snap(part, reach)
+
+
+@torch.no_grad()
+def move_(
+    w: Params,
+    layout: Layout,
+    before: Mapping[int, float],
+    after: Mapping[int, float],
+    ranges: tuple[float, ...],
+    kind: Kind,
+) -> None:
+    """Move a model [P] in place from one drift to another; what has not changed costs nothing.
+
+    Args:
+        w: where `before` leads.
+        layout: its leaves.
+        before: amounts by seed, numbers of float32.
+        after: the same.
+        ranges: of each leaf.
+        kind: distribution of the directions.
+
+    Raises:
+        Strayed: it leaves the range; w is then as it was before.
+    """
+    changes = [
+        (seed, before.get(seed, 0.0), after.get(seed, 0.0))
+        for seed in dict.fromkeys([*before, *after])
+        if before.get(seed, 0.0) != after.get(seed, 0.0)
+    ]
+    if not changes:
+        return
+    reach_of = dict(zip(layout.names, ranges, strict=True))
+    done = list[tuple[str, int, Tensor]]()
+    room = torch.empty(2, min(PIECE, layout.size), dtype=torch.float32, device=w.device)
+    try:
+        for leaf, begin, part in noise.pieces(w, layout):
+            done.append((leaf, begin, part))
+            _move_piece(part, changes, leaf, begin, reach_of[leaf], kind, room)
+    except Strayed:
+        back = [(seed, b, a) for seed, a, b in changes]
+        for leaf, begin, part in done[:-1]:
+            _move_piece(part, back, leaf, begin, reach_of[leaf], kind, room)
+        raise
+
+
+def _move_piece(
+    part: Tensor,
+    changes: list[tuple[int, float, float]],
+    leaf: str,
+    begin: int,
+    reach: float,
+    kind: Kind,
+    room: Tensor,
+) -> None:
+    """All changes of one piece, which stays in the cache meanwhile; it is as it was if it leaves the range."""
+    kept = part.clone()
+    z, product = room[0, : len(part)], room[1, : len(part)]
+    bound, far = _largest(part), noise.largest(kind)
+    for seed, old, new in changes:
+        noise.fill(z, seed, leaf, begin, kind)
+        bound += (abs(old) + abs(new)) * far + reach / STEPS
+        for amount, sign in ((new, 1), (old, -1)):
+            if amount:
+                if abs(amount) * far >= reach:
+                    part.copy_(kept)
+                    raise Strayed(_strayed(leaf, reach, abs(amount) * far))
+                part.add_(_snap(torch.mul(z, amount, out=product), reach), alpha=sign)
+        if bound >= reach:
+            bound = _largest(part)
+            if not bound < reach:
+                part.copy_(kept)
+                raise Strayed(_strayed(leaf, reach, bound))
+
+
+def _snap(part: Tensor, reach: float) -> Tensor:
+    """Numbers rounded to multiples of the grid, half to even, in place."""
+    return part.mul_(STEPS / reach).round_().mul_(reach / STEPS)
+
+
+def _largest(part: Tensor) -> float:
+    return float(part.abs().max())
+
+
+def _strayed(leaf: str, reach: float, found: float) -> str:
+    return (
+        f"{leaf} reached {found:.3g}, beyond the {reach:g} in which its moves are exact: the model has diverged; "
+        "lower the learning rate"
+    )
