@@ -170,15 +170,19 @@ def move_(
     ]
     if not changes:
         return
+    farthest = max(abs(new) for _, _, new in changes) * noise.largest(kind)
+    if not farthest < min(ranges) / 2:  # what one seed changes must be exact by itself
+        leaf, reach = min(zip(layout.names, ranges, strict=True), key=lambda pair: pair[1])
+        raise Strayed(_strayed(leaf, reach / 2, farthest))
     reach_of = dict(zip(layout.names, ranges, strict=True))
     done = list[tuple[str, int, Tensor]]()
-    room = torch.empty(2, min(PIECE, layout.size), dtype=torch.float32, device=w.device)
+    room = torch.empty(3, min(PIECE, layout.size), dtype=torch.float32, device=w.device)
     try:
         for leaf, begin, part in noise.pieces(w, layout):
             done.append((leaf, begin, part))
             _move_piece(part, changes, leaf, begin, reach_of[leaf], kind, room)
     except Strayed:
-        back = [(seed, b, a) for seed, a, b in changes]
+        back = [(seed, new, old) for seed, old, new in reversed(changes)]  # through the same places
         for leaf, begin, part in done[:-1]:
             _move_piece(part, back, leaf, begin, reach_of[leaf], kind, room)
         raise
@@ -195,17 +199,15 @@ def _move_piece(
 ) -> None:
     """All changes of one piece, which stays in the cache meanwhile; it is as it was if it leaves the range."""
     kept = part.clone()
-    z, product = room[0, : len(part)], room[1, : len(part)]
+    z, product, gone = (row[: len(part)] for row in room)
     bound, far = _largest(part), noise.largest(kind)
     for seed, old, new in changes:
         noise.fill(z, seed, leaf, begin, kind)
-        bound += (abs(old) + abs(new)) * far + reach / STEPS
-        for amount, sign in ((new, 1), (old, -1)):
-            if amount:
-                if abs(amount) * far >= reach:
-                    part.copy_(kept)
-                    raise Strayed(_strayed(leaf, reach, abs(amount) * far))
-                part.add_(_snap(torch.mul(z, amount, out=product), reach), alpha=sign)
+        _snap(torch.mul(z, new, out=product), reach)
+        if old:
+            product.sub_(_snap(torch.mul(z, old, out=gone), reach))
+        part.add_(product)
+        bound += (abs(old) + abs(new)) * far + 2 * reach / STEPS
         if bound >= reach:
             bound = _largest(part)
             if not bound < reach:

@@ -11,7 +11,7 @@ import transformers
 import tiny
 from data.tiny_tokenizers import byte_tokenizer
 from fedloom.errors import UserError
-from fedloom.models import load, picking
+from fedloom.models import picking
 from fedloom.models.load import NANO, fingerprint, load_model, load_skeleton, load_tokenizer
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from fedloom.contracts import Carry, Correct, Penalty
+from fedloom.drift import Drift
 from fedloom.engine.config import OptimizerConfig
+from fedloom.noise import Kind
 from fedloom.params import Layout, Params
 
 
@@ -38,6 +40,30 @@ class Descend:
     gradient: bool = False
     carry: Carry = ()
     inner: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Wander:
+    """Local training without gradients: one batch, one rate and some directions for each step."""
+
+    start: Params | Drift
+    layout: Layout
+    batches: Sequence[Sequence[Any]]
+    lrs: Sequence[float]
+    seeds: Sequence[Sequence[int]]
+    """[steps, directions]"""
+    epsilon: float
+    label: str
+    """Who trains, for messages."""
+    weight_decay: float = 0.0
+    decayed: Sequence[str] = ()
+    """Leaves that decay."""
+    limit: float | None = None
+    forward: bool = False
+    kind: Kind = "gaussian"
+    keep: bool = True
+    step: bool = True
+    carry: Carry = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +97,8 @@ class Evaluate:
     batch_size: int
     max_new_tokens: int
     carry: Carry = ()
+    drift: Drift | None = None
+    """Where the model stands instead of at `x`."""
 
 
 @dataclass(frozen=True)
@@ -83,3 +111,4 @@ class Generate:
     batch_size: int
     max_new_tokens: int
     carry: Carry = ()
+    drift: Drift | None = None

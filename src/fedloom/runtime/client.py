@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -23,13 +23,16 @@ from fedloom.contracts import (
     Profile,
     Summary,
     Trained,
+    Wandered,
 )
+from fedloom.drift import Drift
 from fedloom.engine.batches import plan
 from fedloom.engine.config import LocalConfig
 from fedloom.engine.lessons import Distil, courses
-from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
+from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander
 from fedloom.engine.schedule import round_rate, step_rates
 from fedloom.errors import UserError
+from fedloom.noise import Kind
 from fedloom.params import Layout, Params
 from fedloom.runtime.store import PendingState
 
@@ -73,7 +76,7 @@ class LocalClient:
         self.whole = whole
         self._root = root  # already keyed by run, dispatch and client
         self._turn = 0
-        self.runs: list[Trained] = []
+        self.runs: list[Trained | Wandered] = []
 
     @property
     def id(self) -> ClientId:
@@ -100,7 +103,7 @@ class LocalClient:
         """A seed of its own for this task and purpose."""
         return rng.key(self._root, purpose)
 
-    def weight(self, run: Trained) -> float:
+    def weight(self, run: Trained | Wandered) -> float:
         """How much a reply made of this training counts; nothing without a step."""
         if not run.steps:
             return 0.0
@@ -171,6 +174,63 @@ class LocalClient:
         batch = self._batches(batches or f"turn {turn}", 1)[0]
         return Call(self.id, Probe(tuple(points), self.layout, batch, tuple(carry)))
 
+    def wander(
+        self,
+        x: Params | Drift,
+        *,
+        epsilon: float,
+        seeds: Sequence[Sequence[int]] | None = None,
+        directions: int = 1,
+        weight_decay: float = 0.0,
+        decayed: Sequence[str] | None = None,
+        steps: int | None = None,
+        lr: float | None = None,
+        batches: str | None = None,
+        limit: float | None = None,
+        forward: bool = False,
+        carry: Carry = (),
+        kind: Kind = "gaussian",
+        keep: bool = True,
+        step: bool = True,
+    ) -> "_Wandering":
+        """See `fedloom.contracts.Client.wander`.
+
+        Raises:
+            ClientFailed: no row is left to train on.
+            ValueError: an argument cannot be.
+        """
+        turn = self._turn
+        self._turn += 1
+        if steps is None and seeds is not None:
+            steps = len(seeds)
+        chosen = self._batches(batches or f"turn {turn}", steps)
+        if seeds is None:
+            seeds = [
+                [rng.key(self._root, "direction", turn, number, j) for j in range(directions)]
+                for number in range(len(chosen))
+            ]
+        if decayed is None:  # biases and norms are those of one dimension
+            decayed = [leaf.name for leaf in self.layout.leaves if len(leaf.shape) > 1]
+        request = Wander(
+            start=x,
+            layout=self.layout,
+            batches=chosen,
+            lrs=step_rates(self.lr if lr is None else lr, len(chosen), self.plan.local.warmup, 1.0),
+            seeds=seeds,
+            epsilon=epsilon,
+            label=f"{self.profile.name}, round {self.round + 1}",
+            weight_decay=weight_decay,
+            decayed=decayed,
+            limit=limit,
+            forward=forward,
+            kind=kind,
+            keep=keep,
+            step=step,
+            carry=tuple(carry),
+        )
+        request.check()
+        return _Wandering(self, request, Call(self.id, request))
+
     def logits(self, x: Params, *, carry: Carry = ()) -> Call[Tensor]:
         """The model's outputs at `x` on the validation rows."""
         return Call(self.id, Logits(x, self.layout, self.data.get("validation"), tuple(carry)))
@@ -222,12 +282,16 @@ class LocalClient:
         """Scores of (at most the first `rows`) rows of a split."""
         examples = self.data.get(split)[:rows]
         return Call(
-            self.id, Evaluate(model.x, self.layout, examples, metrics, batch_size, max_new_tokens, tuple(model.carry))
+            self.id,
+            Evaluate(
+                model.x, self.layout, examples, metrics, batch_size, max_new_tokens, tuple(model.carry), model.drift
+            ),
         )
 
     def generate(self, model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Call[list[Any]]:
         """Greedy continuations of prompts."""
-        return Call(self.id, Generate(model.x, self.layout, prompts, len(prompts), max_new_tokens, tuple(model.carry)))
+        carry, drift = tuple(model.carry), model.drift
+        return Call(self.id, Generate(model.x, self.layout, prompts, len(prompts), max_new_tokens, carry, drift))
 
     def exchange(self, phase: str, payload: Message) -> Call[Mapping[ClientId, Message]]:
         """Speak to the other clients of this collect and hear them all.
@@ -283,3 +347,36 @@ class _Noted:
         if run.lr_sum > 0 or not run.steps:  # a look at gradients is no training
             self.client.runs.append(run)
         return run
+
+
+@dataclass(frozen=True)
+class _Wandering:
+    """Awaits a training without gradients and remembers its numbers for the log."""
+
+    client: LocalClient
+    request: Wander
+    call: Call[Wandered]
+
+    def __await__(self) -> Any:
+        run = yield self.call
+        if self.client.attack is not None:
+            run = self._attacked(run)
+        self.client.runs.append(run)
+        return run
+
+    def _attacked(self, run: Wandered) -> Wandered:
+        """What a malicious client makes of its weights.
+
+        Raises:
+            UserError: what it sends are slopes, and attacks are on weights.
+        """
+        start, y = self.request.start, run.y
+        if y is None or isinstance(start, Drift):
+            raise UserError(
+                "attack: malicious clients change the weights they send, and this algorithm's clients send slopes along "
+                "directions; use an algorithm that sends weights (fedmezo, fedavg), or leave `attack` out"
+            )
+        like = Trained(y, run.steps, run.lr_sum, run.examples, run.tokens, run.loss, run.skipped)
+        attack, key = self.client.attack, self.client.key(f"attack {len(self.client.runs)}")
+        assert attack is not None
+        return replace(run, y=attack(start, like, key).y)
