@@ -271,6 +271,7 @@ class Parts:
             layout=layout, seed=c.seed, rounds=c.federation.rounds, cohort=self.cohort, lr=c.local.lr,
             momentum=float(args.get("momentum", 0.0)) if c.local.optimizer.name.lower() == "sgd" else 0.0,
             density=c.adapter.sparse if isinstance(c.adapter, LoraConfig) else None, levels=tuple(sorted(levels)),
+            steps=max(c.local.steps or 1, *(one.steps or 1 for one in self.overrides.values()), 1),
         )  # fmt: skip
 
     def _override(self, client: ClientId) -> ClientOverride:

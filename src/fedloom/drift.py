@@ -6,6 +6,7 @@ and can be undone to the bit: neither history nor order, resuming, grouping or t
 lead. The range is 2^24 g, at least four times the leaf's largest number; a model that leaves it has diverged.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,16 @@ class Drift:
     amounts: Tensor
     """[K] float32"""
     kind: Kind = "gaussian"
+
+    def same(self, other: "Drift | None") -> bool:
+        """Whether both lead to one place; those that came over a wire are equal, not identical."""
+        if other is None or self.kind != other.kind:
+            return False
+        if isinstance(self.seeds, Tensor) and isinstance(other.seeds, Tensor):
+            seeds = torch.equal(self.seeds, other.seeds)
+        else:
+            seeds = type(self.seeds) is type(other.seeds) and bool(self.seeds == other.seeds)
+        return seeds and torch.equal(self.amounts, other.amounts)
 
     def table(self) -> dict[int, float]:
         """Amount by seed, without zeros; a seed that comes twice counts twice.
@@ -97,6 +108,18 @@ class Footing:
         self.ranges = ranges(w, layout)
         settle_(w, layout, self.ranges)
 
+    def begin(self, start: Params) -> None:
+        """Stand at the start again, whatever `w` holds now."""
+        self.w.copy_(start)
+        settle_(self.w, self.layout, self.ranges)
+        self.amounts = {}
+
+    def copied(self, w: Params) -> "Footing":
+        """The same, standing in another tensor that holds the same numbers."""
+        new = copy.copy(self)
+        new.w, new.amounts = w, dict(self.amounts)
+        return new
+
     def to(self, drift: Drift) -> None:
         """Move to a drift.
 
@@ -107,16 +130,28 @@ class Footing:
         self.go(drift.table(), drift.kind)
 
     def go(self, amounts: Mapping[int, float], kind: Kind | None = None) -> None:
-        """Move to these amounts, numbers of float32 by seed."""
-        kind = kind or self.kind
-        if kind != self.kind and self.amounts:
-            self._move({})
-        self.kind = kind
-        self._move(amounts)
+        """Move to these amounts, numbers of float32 by seed.
 
-    def _move(self, amounts: Mapping[int, float]) -> None:
-        move_(self.w, self.layout, self.amounts, amounts, self.ranges, self.kind)
+        Raises:
+            Strayed: as `to`.
+        """
+        kind = kind or self.kind
+        if kind != self.kind:
+            move_(self.w, self.layout, self.amounts, {}, self.ranges, self.kind)
+            self.kind, self.amounts = kind, {}
+        move_(self.w, self.layout, self.amounts, amounts, self.ranges, kind)
         self.amounts = {seed: amount for seed, amount in amounts.items() if amount}
+
+    def add(self, moves: Mapping[int, float]) -> None:
+        """Move on by these amounts, by seed.
+
+        Raises:
+            Strayed: as `to`.
+        """
+        changed = {seed: rounded(self.amounts.get(seed, 0.0) + amount) for seed, amount in moves.items()}
+        before = {seed: self.amounts.get(seed, 0.0) for seed in changed}
+        move_(self.w, self.layout, before, changed, self.ranges, self.kind)
+        self.amounts |= changed
 
 
 def ranges(start: Params, layout: Layout) -> tuple[float, ...]:

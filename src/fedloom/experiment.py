@@ -221,12 +221,10 @@ class Session:
             self.hub.restore(self.saved.federation)
             self.hub.commit(*self._on_disk())
             self.hub.rewind(self.hub.round)
-            if parts.chosen is None:
-                parts.adapted.rest()
+            self._rest(parts.algorithm.model(self.saved.state))
             return self.saved.state
         state = parts.algorithm.init(parts.adapted.start)
-        if parts.chosen is None:
-            parts.adapted.rest()
+        self._rest(parts.algorithm.model(state))
         if not (self.evaluator.clients or self.evaluator.everybody):
             self.events(Noted("no client has rows to score, so nothing is evaluated (data.test)", "warning"))
         self._evaluate(state)
@@ -357,8 +355,12 @@ class Session:
             adapters.save(self.parts.adapted, self.config.adapter, model, layout, base, aside)
             if self.config.adapter.kind == "full":
                 self.parts.tokenizer.save_pretrained(str(aside))
+        self._rest(model)
+
+    def _rest(self, model: Model) -> None:
+        """A server's adapter holds nothing between two saves but the start that a drift is reckoned from."""
         if self.parts.chosen is None:
-            self.parts.adapted.rest()
+            self.parts.adapted.rest(start=model.drift is None)
 
     def _finished(self, status: str) -> None:
         self.events(RunFinished(self.hub.round, time.perf_counter() - self.begun, status))

@@ -53,12 +53,23 @@ def fill(out: Tensor, seed: int, leaf: str, start: int = 0, kind: Kind = "gaussi
 def add(
     w: Params, layout: Layout, seed: int, scale: float, kind: Kind = "gaussian", leaves: Collection[str] | None = None
 ) -> Params:
-    """W [P] += scale z(seed), in place, for these leaves (None: all); the direction itself is never held as a whole."""
+    """W [P] += scale z(seed), in place, for these leaves (None: all); the direction itself is never held as a whole.
+
+    Product and sum are rounded one after the other: as one operation they are, on some machines, in parts of a tensor.
+    """
     room = w.new_empty(min(PIECE, layout.size))
     for leaf, begin, part in pieces(w, layout):
         if leaves is None or leaf in leaves:
-            part.add_(fill(room[: len(part)], seed, leaf, begin, kind), alpha=scale)
+            part.add_(fill(room[: len(part)], seed, leaf, begin, kind).mul_(scale))
     return w
+
+
+def near(out: Tensor, w: Tensor, seed: int, shift: float, leaf: str, kind: Kind = "gaussian") -> Tensor:
+    """A leaf a little way off: out [n] = w + shift z(seed); both flat, and not in one place."""
+    for begin in range(0, len(out), PIECE):
+        part = out[begin : begin + PIECE]
+        fill(part, seed, leaf, begin, kind).mul_(shift).add_(w[begin : begin + PIECE])
+    return out
 
 
 def direction(seed: int, layout: Layout, kind: Kind = "gaussian", dtype: torch.dtype = torch.float32) -> Params:

@@ -15,7 +15,7 @@ from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.classifiers import is_classifier, load_classifier
 from fedloom.algorithms.config import FedKdConfig
 from fedloom.config import Config
-from fedloom.contracts import ClientFailed, Lessons
+from fedloom.contracts import ClientFailed, Lessons, Model
 from fedloom.data.federated import ClientRows
 from fedloom.engine.alike import check_alike, check_labels, check_vocabularies, vocabulary
 from fedloom.engine.distil import Tutor, alone
@@ -117,7 +117,7 @@ def pretrain(config: Config, out: Path) -> tuple[int, float]:
         why = str(run) if isinstance(run, ClientFailed) else "no public row has anything to learn"
         raise RunStopped(f"the teacher was not trained: {why}; look at algorithm.lr and at the public rows")
     with atomic.folder(out) as aside:
-        full.save(teacher, run.y, aside)
+        full.save(teacher, Model(run.y), aside)
         tokenizer.save_pretrained(str(aside))
     return run.steps, run.loss
 

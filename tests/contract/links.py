@@ -1,7 +1,7 @@
 """Links with faults: what a network does to replies."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -64,12 +64,15 @@ class Misshaping(Passing):
 
 def cut(up: Any) -> Any:
     """The message with the last tensor of every field shortened."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for name, value in vars(up).items():
         if isinstance(value, Tensor):
             changed[name] = value[:-1]
         elif isinstance(value, tuple):
             changed[name] = (*value[:-1], value[-1][..., :-1])
+        elif is_dataclass(value):
+            last = [field for field, item in vars(value).items() if isinstance(item, Tensor)][-1]
+            changed[name] = replace(value, **{last: getattr(value, last)[..., :-1]})  # type: ignore[type-var]
     return replace(up, **changed)
 
 

@@ -183,6 +183,21 @@ def test_dirichlet_deals_by_label_and_clients_of_one_class_are_named(tmp_path):
     assert any(note.startswith(f"{len(single)} of 3 clients train on rows of one class only") for note in data.notes)
 
 
+def test_classes_that_nobody_trains_on_are_named(tmp_path):
+    """A class of the test split alone, and one that is only named, widen the head; that is said."""
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    for name, classes in (("train", "xy"), ("test", "xq")):
+        rows = [{"text": f"a {i}", "label": classes[i % 2]} for i in range(20)]
+        (splits / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(source=str(splits), test_split="test")
+    found = build(config, IidConfig(clients=2), 0, bert_tokenizer(), LABELS)
+    assert found.labels == ("q", "x", "y")
+    assert "1 of 3 classes have no row to train on (q)" in found.notes
+    named = build(config, IidConfig(clients=2), 0, bert_tokenizer(), Wanted("labels", ("x", "y", "q", "w")))
+    assert "2 of 4 classes have no row to train on (q, w)" in named.notes
+
+
 def test_named_labels_set_the_order_and_strangers_are_refused(tmp_path):
     path = source(tmp_path, [{"text": "a", "label": "xy"[i % 2]} for i in range(20)])
     data = build(DataConfig(source=path), IidConfig(clients=2), 0, bert_tokenizer(), Wanted("labels", ("y", "x", "z")))

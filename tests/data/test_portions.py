@@ -59,6 +59,12 @@ def test_a_limit_is_for_the_rows_to_train_on(folder):
     assert sum(client.sizes["test"] for client in data.clients) == 20
 
 
+def test_a_share_of_nothing_makes_way_for_a_split(folder):
+    """How a command line takes the share out of a recipe: data.test=0 data.test_split=dev."""
+    asked = built(folder, test_split="dev", test=0)
+    assert [c.sizes for c in asked.clients] == [c.sizes for c in built(folder, test_split="dev").clients]
+
+
 @pytest.mark.parametrize(
     "settings,says",
     [

@@ -166,6 +166,11 @@ def test_judged_messages(tmp_path):
     assert read(tmp_path, [record], "judged")[0] == (Row("a", "", "d", messages=turns("a", "b", "c", "d"), good=True),)
 
 
+def test_judged_conversations_are_found_by_the_usual_name(tmp_path):
+    rows, _ = read(tmp_path, [{"messages": said("a", "b"), "label": 0}], "judged")
+    assert rows == (Row("a", "", "b", good=False),)
+
+
 def test_judgements_that_are_none(tmp_path):
     fine = {"prompt": "q", "completion": "a", "label": True}
     rows, skipped = read(tmp_path, [fine, {**fine, "label": None}, {**fine, "completion": ""}], "judged")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fedloom.data import hub
 from fedloom.data.config import ColumnsConfig, DataConfig, PlaygroundConfig
 from fedloom.data.rows import Row
 from fedloom.data.sources import load
@@ -129,6 +130,21 @@ def test_a_named_sets_plain_copy_is_read_from_the_root(tmp_path):
     assert table.template == "alpaca"
     assert f"dolly is read from {Path(tmp_path / 'dolly' / 'train.jsonl')}" in table.notes
     assert load(DataConfig(source="dolly", root=str(tmp_path), split="test"), 0).rows[0].input == ""
+
+
+def test_a_split_that_the_root_has_not_is_named_with_those_it_has(tmp_path, monkeypatch):
+    """Without a network, the hub's word alone would hide that the files are there."""
+    (tmp_path / "hh_rlhf").mkdir()
+    (tmp_path / "hh_rlhf" / "harmless_base_test.jsonl").write_text("{}\n")
+
+    def unreachable(*args, **kwargs):
+        raise UserError("it could not be fetched")
+
+    monkeypatch.setattr(hub, "read_hub", unreachable)
+    with pytest.raises(UserError, match=r"no copy of split train of hh_rlhf, only of test \(data.split=test\); it could"):
+        load(DataConfig(source="hh_rlhf", root=str(tmp_path)), 0, "pairs")
+    with pytest.raises(UserError, match=r"no copy of split train of sst2; it could not be fetched"):
+        load(DataConfig(source="sst2", root=str(tmp_path)), 0, "labels")
 
 
 def test_numbers_that_a_source_puts_behind_its_categories_are_cut(tmp_path):

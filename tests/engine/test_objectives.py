@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tiny
 from engine import pair
-from engine.pair import ADAMW, ALL, SGD, Pair, all_close, all_same, one, serve
+from engine.pair import ADAMW, ALL, SGD, Pair, all_close, all_same, norms_in_double, one, serve
 from fedloom.adapters.config import FullConfig, LoraConfig
 from fedloom.data.encode import Encoded
 from fedloom.data.labelled import Labelled
@@ -135,8 +135,9 @@ def test_side_by_side_is_the_plain_loop(made, case):
     p = made(case, double=True, attention="sdpa", plain=True)
     for changes in ({}, {"accumulate": 2, "optimizer": ADAMW, "max_grad_norm": 0.5}):
         requests = asked(p, case, **changes)
-        found = serve(p.slots(3, 60), requests)
-        all_close(found, serve(p.reference(), requests), 1e-9)
+        with norms_in_double():
+            found = serve(p.slots(3, 60), requests)
+            all_close(found, serve(p.reference(), requests), 1e-9)
         assert all(run.steps == 3 and float(run.gradient.norm()) > 0 for run in found)
 
 
@@ -159,9 +160,10 @@ def test_other_adapters(made, case, adapter):
     """Dropout draws the same numbers in both engines, and none for the reference; full tuning has the plain loop."""
     p = made(case, adapter, double=True, attention="sdpa", plain=True)
     requests = asked(p, case, 3)
-    plain = serve(p.reference(), requests)
-    if not isinstance(adapter, FullConfig):
-        all_close(serve(p.slots(3, 60), requests), plain, 1e-9)
+    with norms_in_double():
+        plain = serve(p.reference(), requests)
+        if not isinstance(adapter, FullConfig):
+            all_close(serve(p.slots(3, 60), requests), plain, 1e-9)
     assert all(run.steps == 3 for run in plain)
 
 

@@ -23,6 +23,10 @@ class Row:
     name: str
     ids: tuple[int, ...] = (1,)
 
+    @property
+    def size(self) -> int:
+        return len(self.ids)
+
 
 @dataclass
 class Data:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedloom import masks, rng
-from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Distilled, Model, Profile, Trained
+from fedloom import masks, noise, rng
+from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Distilled, Drift, Model, Profile, Trained, Wandered
+from fedloom.drift import Footing, moved, rounded
 from fedloom.engine.config import LocalConfig, OptimizerConfig
 from fedloom.engine.lessons import Distil
-from fedloom.engine.requests import Descend, Evaluate, Logits, Probe
+from fedloom.engine.requests import Descend, Evaluate, Logits, Probe, Wander
 from fedloom.events import Event
 from fedloom.params import Layout, Leaf
 from fedloom.runtime.client import LocalPlan
@@ -97,13 +98,18 @@ class _Job:
     examples: int = 0
     raw: Tensor | None = None
     momentum: Tensor | None = None
+    footing: Footing | None = None
+    slopes: tuple[tuple[float, ...], ...] = ()
+    astray: bool = False
 
 
 class QuadraticEngine:
     """Advances every admitted training by one step at a time; at most `slots` at once."""
 
-    def __init__(self, slots: int, layouts: Any = lambda client: PLAIN, dropout: float = 0.2) -> None:
-        self.slots, self.layouts, self.dropout = slots, layouts, dropout
+    def __init__(
+        self, slots: int, layouts: Any = lambda client: PLAIN, dropout: float = 0.2, origin: Tensor | None = None
+    ) -> None:
+        self.slots, self.layouts, self.dropout, self.origin = slots, layouts, dropout, origin
         self.jobs: list[_Job] = []
         self.together = 0  # the most clients ever advanced in one call
 
@@ -112,8 +118,14 @@ class QuadraticEngine:
 
     def admit(self, call: Call[Any]) -> None:
         assert len(self.jobs) < self.slots
-        start = call.request.start if isinstance(call.request, Descend) else torch.zeros(0)
-        self.jobs.append(_Job(call, start.clone()))
+        start = call.request.start if isinstance(call.request, Descend | Wander) else torch.zeros(0)
+        if isinstance(start, Drift):
+            assert self.origin is not None
+            footing = Footing(self.origin.clone(), self.layouts(call.client))
+            footing.to(start)
+            self.jobs.append(_Job(call, footing.w, footing=footing))
+        else:
+            self.jobs.append(_Job(call, start.clone()))
 
     def abandon(self) -> None:
         self.jobs = []
@@ -130,12 +142,15 @@ class QuadraticEngine:
         match request:
             case Descend():
                 return self._step(job, layout, request)
+            case Wander():
+                return self._walk(job, layout, request)
             case Probe():
                 return [float(loss(weights(p, layout, request.carry), request.examples)) for p in request.points]
             case Logits():
                 return torch.stack([row.h @ weights(request.x, layout, request.carry) for row in request.examples])
             case Evaluate():
-                return float(loss(weights(request.x, layout, request.carry), request.examples))
+                x = request.x if request.drift is None else moved(self.origin, layout, request.drift)
+                return float(loss(weights(x, layout, request.carry), request.examples))
             case Distil():
                 return distilled(layout, request)
         raise AssertionError(request)
@@ -172,6 +187,61 @@ class QuadraticEngine:
         gradient = job.raw / job.step if request.gradient else None
         lr_sum = sum(request.lrs[: job.step])
         return Trained(job.w, job.step, lr_sum, job.examples, job.examples, mean, gradient=gradient, inner=inner)
+
+
+    def _walk(self, job: _Job, layout: Layout, request: Wander) -> Any:
+        """One step along random directions."""
+        k, batch, lr = job.step, request.batches[job.step], request.lrs[job.step]
+
+        def value(w: Tensor) -> float:
+            return float(loss(weights(w, layout, request.carry), batch))
+
+        directions = [noise.direction(seed, layout, request.kind, job.w.dtype) for seed in request.seeds[k]]
+        here, width = value(job.w), request.epsilon * (1 if request.forward else 2)
+        pairs = [
+            (value(job.w + request.epsilon * z), here if request.forward else value(job.w - request.epsilon * z))
+            for z in directions
+        ]
+        job.step += 1
+        slopes = [(up - low) / width for up, low in pairs]
+        far = request.limit is not None and max(abs(up - low) for up, low in pairs) > request.limit
+        finite = bool(torch.tensor(slopes).isfinite().all())
+        if far or not finite:
+            job.astray = job.astray or not finite
+            job.slopes += ((float("nan"),) * len(slopes),)
+        else:
+            job.astray, job.slopes = False, (*job.slopes, tuple(slopes))
+            job.losses += (sum(low if request.forward else (up + low) / 2 for up, low in pairs) / len(pairs),)
+            job.examples += len(batch)
+            if request.step:
+                moves = [(s, -lr * g / len(slopes)) for s, g in zip(request.seeds[k], slopes, strict=True)]
+                self._moved(job, layout, request, moves, lr)
+        if job.step < len(request.batches):
+            return None
+        if job.astray:
+            return ClientFailed(f"loss not finite at step {k}", "nonfinite")
+        found, rates = torch.tensor(job.slopes, dtype=torch.float64), torch.tensor(request.lrs, dtype=torch.float64)
+        taken = len(job.losses)
+        return Wandered(
+            job.w.clone() if request.keep else None, tuple(map(tuple, request.seeds)), found, rates, taken,
+            float(rates[found[:, 0].isfinite()].sum()), job.examples, job.examples,
+            sum(job.losses) / taken if taken else None, job.step - taken,
+        )  # fmt: skip
+
+    def _moved(self, job: _Job, layout: Layout, request: Wander, moves: list[tuple[int, float]], lr: float) -> None:
+        """The step itself: exact along a drift."""
+        if job.footing is not None:
+            amounts = dict(job.footing.amounts)
+            for seed, amount in moves:
+                amounts[seed] = rounded(amounts.get(seed, 0.0) + amount)
+            job.footing.go(amounts)
+            return
+        if request.weight_decay:
+            for name, view in layout.views(job.w).items():
+                if name in request.decayed:
+                    view.mul_(1 - lr * request.weight_decay)
+        for seed, amount in moves:
+            job.w += amount * noise.direction(seed, layout, request.kind, job.w.dtype)
 
 
 def distilled(layout: Layout, request: Distil) -> Distilled:
@@ -256,7 +326,7 @@ class World:
     def site(self, tasks: Tasks, stages: Sequence[Any] = ()) -> Site:
         return Site(
             tasks=tasks,
-            engine=QuadraticEngine(self.slots, self.layout),
+            engine=QuadraticEngine(self.slots, self.layout, origin=self.start()),
             store=Store(OnDisk(Path(self.store)) if self.store else InMemory()),
             profile=self.profile,
             data=self.data,
@@ -298,5 +368,6 @@ class World:
 
     def total(self, model: Model) -> float:
         """Mean loss over all clients of a shared model."""
-        w = weights(model.x, self.layout(-1), model.carry)
+        x = model.x if model.drift is None else moved(self.start(), self.layout(-1), model.drift)
+        w = weights(x, self.layout(-1), model.carry)
         return sum(float(loss(w, rows_of(i, self.clients).rows)) for i in range(self.clients)) / self.clients

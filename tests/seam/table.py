@@ -26,8 +26,8 @@ class Row:
     algorithm: Any
     world: World = World()
     stages: Sequence[Any] = field(default=())
-    learns: bool = True
-    """Its shared model gets better on the toy problem."""
+    learns: bool | None = True
+    """Its shared model gets better on the toy problem; None: it cannot get everywhere."""
     least: int = 1
     """Replies a round needs."""
 
@@ -44,16 +44,17 @@ SHARED_SCALE = World(ranks=(1, 2, 2, 1, 2), scale=1.0)
 ALL = World(clients=6, cohort=6)
 INT8 = Encoding("int8", feedback=True)
 
+MEZO: dict[str, Any] = {"name": "fedmezo", "spread": 0.02}
 FEDKD: dict[str, Any] = {"name": "fedkd", "teacher": {"name": "toy"}, "lr": 0.02, "batch_size": 16}
 
 
-def made(world: World, algorithm: dict[str, Any] | str, learns: bool = True, least: int = 1, **aggregate: Any) -> Row:
+def made(world: World, algorithm: dict[str, Any] | str, learns: bool | None = True, least: int = 1, **aggregate: Any) -> Row:
     """A row from recipe sections, as `fedloom.algorithms.table` builds it."""
     section = {"name": algorithm} if isinstance(algorithm, str) else algorithm
     chosen: Any = TypeAdapter(AlgorithmConfig).validate_python(section)
     setting = Setting(
         layout=world.layout(-1), seed=world.seed, rounds=10, cohort=2, lr=0.05, levels=tuple(sorted(set(world.ranks))),
-        density=world.density,
+        density=world.density, steps=4,
     )  # fmt: skip
     page = build(chosen, AggregateConfig.model_validate(aggregate), setting)
     return Row(page, world, learns=learns, least=least)
@@ -109,6 +110,21 @@ def rows() -> dict[str, Row]:
         "lora_a2": made(PAIR, {"name": "lora_a2", "rank": 1, "ratio": 1.0}),
         "fedkd": made(World(), FEDKD),
         "fedkd-lora-turns": made(PAIR, FEDKD, space={"name": "turns"}),
+        "fedmezo": made(World(), {"name": "fedmezo", "directions": 2, "weight_decay": 1e-3}),
+        "fedmezo-random": made(World(), {**MEZO, "rate": "random"}),
+        "fedmezo-round-wise": made(World(), {**MEZO, "rate": "round_wise"}),
+        "fedmezo-five-round": made(World(), {**MEZO, "rate": "five_round"}),
+        "fedmezo-model-diff": made(World(), {**MEZO, "rate": "model_diff"}, server_optimizer=outer),
+        "fedmezo-flexlora": made(MIXED, {**MEZO, "rate": "round_wise"}, space={"name": "products"}),
+        "fedmezo-median": made(World(), "fedmezo", rule={"name": "median"}),
+        "fedkseed": made(World(), {"name": "fedkseed", "pool": 64}),
+        "fedkseed-sums": made(PAIR, {"name": "fedkseed", "pool": 2, "noise": "rademacher"}, learns=None),
+        "fedkseed-pro": made(World(), {"name": "fedkseed", "pool": 64, "pro": True}),
+        "fedkseed-pro-server": made(
+            World(), {"name": "fedkseed", "pool": 64, "pro": True, "corrected": True, "draws": "server"}
+        ),
+        "decomfl": made(World(), {"name": "decomfl", "steps": 3, "log": None}),
+        "decomfl-log": made(PAIR, {"name": "decomfl", "steps": 2, "directions": 2, "log": 3, "forward": True}),
         "median": made(World(), "fedavg", rule={"name": "median"}),
         "trimmed_mean": made(World(), "fedavg", rule={"name": "trimmed_mean", "share": 0.25}),
         "krum": made(ALL, "fedavg", least=5, rule={"name": "krum"}),
@@ -120,6 +136,7 @@ def rows() -> dict[str, Row]:
         "centralized": made(World(), "centralized"),
         "fedavg-int8": staged("fedavg", INT8),
         "scaffold-int8": staged("scaffold", INT8),
+        "fedkseed-int8": replace(made(World(), {"name": "fedkseed", "pool": 64}), stages=(Encoding("int8"),)),
         "fedbuff-int8": staged("fedbuff", INT8, buffer=2),
         "ditto-fp16": staged("ditto", Encoding("fp16")),
         "flexlora-int8": replace(made(MIXED, "fedavg", space={"name": "products"}), stages=(Encoding("int8"),)),

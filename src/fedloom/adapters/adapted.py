@@ -3,6 +3,9 @@
 Every trainable tensor is a view of `w` and its gradient a view of `g`: a client's weights go in and out with one copy.
 Clients whose adapters have smaller ranks use the front of the buffer: their vector brings its own layout.
 
+Where vectors are differences to the base, the base's own numbers stand in the buffer until a vector comes: only then is
+there a copy of them. A drift needs none: the model is moved in place from one to the next.
+
 Over a skeleton layout, start and extras are those of the loaded base. An adapter's own numbers are there as well, so
 that it can be saved; nothing can be computed, and parameters trained in full have no numbers at all.
 """
@@ -18,6 +21,7 @@ from fedloom.adapters.dropout import Moment
 from fedloom.adapters.extra import Extra
 from fedloom.adapters.together import Together, fitted
 from fedloom.contracts import Carry
+from fedloom.drift import Drift, Footing
 from fedloom.errors import UserError
 from fedloom.params import Layout, Params
 
@@ -48,32 +52,44 @@ class Adapted:
     """[P of the layout in use] on the model's device; float32, or float64 for a model in float64. On the CPU for an
     adapter over a skeleton; on `meta` where every parameter of a skeleton is trained."""
     g: Tensor = field(init=False)
-    """The same shape, gradients."""
-    base: Tensor | None = field(init=False, default=None)
-    """[P]: what the base holds where leaves are differences to it."""
+    """The same shape, gradients. Empty until something is trained, where every parameter is."""
+    differences: bool = field(init=False)
+    """Vectors are what was added to the base."""
+    footing: Footing | None = field(init=False, default=None)
+    """Of a model at a drift: `w` itself where vectors are differences, else a vector of its own."""
 
     def __post_init__(self) -> None:
-        device = self.tensors[0].device
-        exact = self.tensors[0].dtype == torch.float64
-        self._values = torch.zeros(self.layout.size, device=device, dtype=torch.float64 if exact else torch.float32)
-        self._gradients = torch.zeros_like(self._values)
         differences = {leaf.origin == "difference" for leaf in self.layout.leaves}
         if len(differences) > 1:
             raise ValueError("a layout holds values or differences to the base, not both")
+        self.differences = differences == {True}
+        self._base: Tensor | None = None
+        self._astray = False  # w is neither the base nor at the footing
+        exact = self.tensors[0].dtype == torch.float64
+        dtype = torch.float64 if exact else torch.float32
+        self._values = torch.empty(self.layout.size, device=self.tensors[0].device, dtype=dtype)
+        self._gradients = self._values.new_empty(0) if self.differences else torch.zeros_like(self._values)
         with torch.no_grad():
             views = self.layout.views(self._values)
             for leaf, tensor in zip(self.layout.leaves, self.tensors, strict=True):
-                if tuple(tensor.shape) == leaf.shape:
-                    views[leaf.name].copy_(tensor)
+                if tuple(tensor.shape) != leaf.shape:
+                    views[leaf.name].zero_()
+                    continue
+                views[leaf.name].copy_(tensor)
+                tensor.data = views[leaf.name]  # one by one, so that the model is never there twice
         self._shape(self.layout)
-        if differences == {True}:
-            self.base = self.w.clone()
 
-    def rest(self) -> None:
-        """Let go of the start and the buffers, until something is loaded: a server only writes adapters, at the end."""
-        self.start = torch.empty(0)
+    def rest(self, start: bool = True) -> None:
+        """Let go of the buffers, until something is loaded: a server only writes adapters, at the end.
+
+        Args:
+            start: let go of the start too, which only drifts are still reckoned from.
+        """
+        if start:
+            self.start = torch.empty(0)
         if self.w.device.type != "meta":
             self._values = self._gradients = self.w = self.g = self._values.new_empty(0)
+            self.footing = None
             for tensor in self.tensors:
                 tensor.grad, tensor.data = None, self._values
 
@@ -102,18 +118,81 @@ class Adapted:
             self._wake()
         if layout is not self._shaped and layout != self._shaped:
             self._shape(layout)
+        base = self._origin() if self.differences else None
         self.w.copy_(x)
-        if self.base is not None:
-            self.w.add_(self.base)
+        if base is not None:
+            self.w.add_(base)
+        self._astray = True
         self._carry(carry)
         for extra in self.extras.values():
             extra.live = extra.values is not None and bool(extra.values.any())
+
+    def stand(self, drift: Drift, layout: Layout) -> Footing:
+        """Let the model stand where a drift leads from the run's start, carrying nothing.
+
+        Returns:
+            What stands in `w` and may move on; it is good until the model is given something else.
+
+        Raises:
+            Strayed: the drift leaves the range its moves are exact in.
+            UserError: the layout is not the shared one, or the model has no numbers here.
+        """
+        if not self.differences:
+            footing = self._beside(drift, layout)
+            self.load(footing.w, layout)
+            return footing.copied(self.w)
+        self._shared(layout)
+        if self.footing is None:
+            if self._base is not None:
+                self.w.copy_(self._base)
+            self.footing = Footing(self.w, self.layout)
+        elif self._astray:
+            assert self._base is not None
+            self.footing.begin(self._base)
+        self._astray = False
+        self.footing.to(drift)
+        return self.footing
+
+    def at(self, drift: Drift, layout: Layout) -> Params:
+        """Where a drift leads from the run's start [P], a new vector on the model's device; not for differences.
+
+        Raises:
+            Strayed: the drift leaves the range its moves are exact in.
+            UserError: the layout is not the shared one.
+        """
+        return self._beside(drift, layout).w.clone()
+
+    def _beside(self, drift: Drift, layout: Layout) -> Footing:
+        self._shared(layout)
+        if self.footing is None:
+            self.footing = Footing(self.start.to(self.w, copy=True), self.layout)
+        self.footing.to(drift)
+        return self.footing
+
+    def _shared(self, layout: Layout) -> None:
+        self._has_numbers()
+        if layout != self.layout:
+            raise UserError(
+                "a model that is reached by seeds and amounts has one layout for all clients; give all of them the "
+                "same ranks"
+            )
+
+    def _origin(self) -> Tensor:
+        """[P]: the base's own numbers; copied when they are first asked for, on their grids if the model drifted."""
+        if self._base is None:
+            amounts = self.footing.amounts if self.footing is not None else {}
+            if self.footing is not None:
+                self.footing.go({})
+            self._base = self.w.clone()
+            if self.footing is not None:
+                self.footing.go(amounts)
+        return self._base
 
     @contextmanager
     def standing(self, x: Params, carry: Carry = ()) -> Iterator[None]:
         """Within, without gradients, the model stands at x [P] of the layout in use; then where it was, to the bit."""
         extras = list(self.extras.values())
-        kept, before = self.w.clone(), [(extra.carry, extra.live) for extra in extras]
+        kept, astray, before = self.w.clone(), self._astray, [(extra.carry, extra.live) for extra in extras]
         self.load(x, self._shaped, carry)
         try:
             with torch.no_grad():
@@ -121,6 +200,7 @@ class Adapted:
         finally:
             with torch.no_grad():
                 self.w.copy_(kept)
+            self._astray = astray
             for extra, (pair, live) in zip(extras, before, strict=True):
                 extra.carry, extra.live = pair, live
 
@@ -150,14 +230,14 @@ class Adapted:
 
     def now(self) -> Params:
         """The model's vector [P] on its device; where leaves are differences, what was added to the base."""
-        return self.w if self.base is None else self.w - self.base
+        return self.w - self._origin() if self.differences else self.w
 
     def by_name(self) -> dict[str, Tensor]:
         """The trainable numbers by leaf, differentiable; where leaves are differences, what was added to the base."""
         known = {leaf.name: tensor for leaf, tensor in zip(self._shaped.leaves, self.tensors, strict=True)}
-        if self.base is None:
+        if not self.differences:
             return dict(known)
-        base = self._shaped.views(self.base)
+        base = self._shaped.views(self._origin())
         return {name: tensor - base[name] for name, tensor in known.items()}
 
     def parameters(self, names: Sequence[str] | None) -> list[nn.Parameter]:
@@ -172,6 +252,9 @@ class Adapted:
         unknown = sorted(set(names) - set(known))
         if unknown or not names:
             raise ValueError(f"`train` names {unknown or 'no leaf at all'}; leaves: {', '.join(list(known)[:4])} ...")
+        if self._gradients.numel() < self._values.numel():
+            self._gradients = torch.zeros_like(self._values)
+            self._shape(self._shaped)
         chosen = [known[name] for name in names]
         for extra in self.extras.values():
             extra.live = extra.live or any(extra.values is tensor for tensor in chosen)
@@ -193,7 +276,8 @@ class Adapted:
             tensor.grad = None
             tensor.data = self.w.new_empty(0, dtype=torch.float64)  # another format: a graph still alive lets go of it
             tensor.data = self.w[span].view(leaf.shape)
-            tensor.grad = self.g[span].view(leaf.shape)
+            if self.g.numel():
+                tensor.grad = self.g[span].view(leaf.shape)
         if self.rescale is not None:
             self.rescale(layout)
         self._shaped = layout

@@ -1,6 +1,7 @@
 """Dropout whose masks are keyed: the same client, step and layer draw the same mask wherever and with whom they run.
 
-A mask is drawn over real tokens only, in their order, so that neither padding nor neighbours change it.
+A mask is drawn over real tokens only, in their order, so that neither padding nor neighbours change it. Where two texts
+begin alike, and an engine may compute that part once, the tokens of both have the same rows of it.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ class Moment:
     """Key of this step and micro-batch; None outside training."""
     real: Tensor | None = None
     """[batch, tokens] bool: which positions are text; None: all."""
+    drawn: Tensor | None = None
+    """[real tokens] which row of the mask is whose, where texts share some; None: one after the other."""
     segments: "Sequence[Segment] | None" = None
     """Whose tokens stand where, while several clients share a pass; None: the pass is one client's."""
 
@@ -46,7 +49,10 @@ class KeyedDropout(nn.Module):
         if real is not None and real.shape != x.shape[:-1]:
             real = real.reshape(x.shape[:-1])  # some models lay all tokens out in one row
         count = x.shape[:-1].numel() if real is None else int(real.sum())
-        kept = torch.from_numpy(draw(rng.key(self.moment.seed, self.name), count, x.shape[-1], self.p)).to(x.device)
+        drawn = self.moment.drawn
+        rows = count if drawn is None else int(drawn.max()) + 1
+        kept = torch.from_numpy(draw(rng.key(self.moment.seed, self.name), rows, x.shape[-1], self.p)).to(x.device)
+        kept = kept if drawn is None else kept[drawn]
         if real is None:
             mask = kept.view(x.shape)
         else:

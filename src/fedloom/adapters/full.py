@@ -9,6 +9,7 @@ import torch
 
 from fedloom.adapters import classifiers
 from fedloom.adapters.adapted import Adapted
+from fedloom.drift import Drift
 from fedloom.errors import UserError
 from fedloom.models.heads import Classifier
 from fedloom.models.load import Base
@@ -20,11 +21,13 @@ def adapt(base: Base) -> Adapted:
     module = base.module.float().requires_grad_(True)
     named = dict(module.named_parameters())
     layout = Layout.of([Leaf(name, tuple(p.shape), origin="difference") for name, p in named.items()])
-    return Adapted(module, layout, list(named.values()), torch.zeros(layout.size), layers=base.layers)
+    start = torch.zeros(()).expand(layout.size)  # no difference: nothing to hold
+    return Adapted(module, layout, list(named.values()), start, layers=base.layers)
 
 
-def save(adapted: Adapted, x: Params, folder: Path) -> None:
-    """Write the whole tuned model as a Hugging Face folder; a classifier's head stands in files of its own.
+def save(adapted: Adapted, x: Params, folder: Path, drift: Drift | None = None) -> None:
+    """Write the whole tuned model at x, or at a drift, as a Hugging Face folder; a classifier's head stands in files of
+    its own.
 
     Raises:
         UserError: the base is a skeleton.
@@ -35,10 +38,14 @@ def save(adapted: Adapted, x: Params, folder: Path) -> None:
             "trained, and this process has the base without its weights, as a server has. What was trained is in the "
             "checkpoints; write the model where the weights are, or tune an adapter (adapter.kind=lora)"
         )
-    before = adapted.read()
-    adapted.load(x)
+    before = None if drift is not None else adapted.read()
+    if drift is not None:
+        adapted.stand(drift, adapted.layout)
+    else:
+        adapted.load(x)
     if isinstance(adapted.module, Classifier):
         classifiers.save_whole(adapted.module, folder)
     else:
         adapted.module.save_pretrained(str(folder))  # type: ignore[operator]
-    adapted.load(before)
+    if before is not None:
+        adapted.load(before)

@@ -27,7 +27,7 @@ def save(adapted: Adapted, model: Model, layout: Layout, base_name: str, folder:
 
     Args:
         adapted: the model it belongs to.
-        model: x [P] of the layout, and its carry.
+        model: x [P] of the layout, and its carry; or a drift.
         layout: what x means; a client's own may have smaller ranks.
         base_name: what goes into `base_model_name_or_path`.
         folder: made when it is not there.
@@ -58,7 +58,10 @@ def save(adapted: Adapted, model: Model, layout: Layout, base_name: str, folder:
 
 def factors(adapted: Adapted, model: Model, layout: Layout) -> dict[str, tuple[Tensor, Tensor, float]]:
     """By adapted module: A [k, in], B [out, k] and scale of everything on top of the base, in float32 on the CPU."""
-    adapted.load(model.x, layout, model.carry)
+    if model.drift is not None:
+        adapted.stand(model.drift, layout)
+    else:
+        adapted.load(model.x, layout, model.carry)
     found, wrapper = {}, adapted.wrapper
     assert wrapper is not None
     for name, extra in adapted.extras.items():

@@ -239,6 +239,77 @@ class FedKdConfig(AlgorithmSettings):
         return self
 
 
+Directions = Literal["gaussian", "rademacher"]
+"""How random directions are distributed: normal, or +1 and -1."""
+
+
+class ZerothSettings(AlgorithmSettings):
+    """What pages share whose clients learn from losses alone, without gradients."""
+
+    drifts: ClassVar[bool] = False
+    """Whether the shared model is its start moved along directions everybody knows, and only scalars are sent."""
+    epsilon: float = Field(1e-3, gt=0, description="How far a probe goes along a direction, in units of weights.")
+    limit: float | None = Field(
+        None, gt=0, description="A step whose two losses differ by more is left out and counted; null: none is."
+    )
+    noise: Directions = Field("gaussian", description="Distribution of the random directions.")
+
+
+class FedMezoConfig(ZerothSettings):
+    """FedMeZO: clients walk by differences of losses, with the memory of inference (Ling et al. 2024)."""
+
+    spaces: ClassVar[Spaces] = "any"
+    server: ClassVar[bool] = True
+    guarded: ClassVar[bool] = True
+    name: Literal["fedmezo"] = "fedmezo"
+    directions: int = Field(1, ge=1, description="Directions of a step, over which the mean is taken.")
+    weight_decay: float = Field(0.0, ge=0, description="As lambda in w - lr (g z + lambda w); not on biases and norms.")
+    rate: Literal["frozen", "random", "round_wise", "five_round", "model_diff"] = Field(
+        "frozen",
+        description="Of each client. frozen: local.lr. random: within `spread` of it. round_wise, five_round: by its "
+        "loss (mean of its last five) against the others'. model_diff: by how far its model ended from the mean, which "
+        "costs a second download.",
+    )
+    spread: float = Field(5e-6, ge=0, description="C: how far a client's rate may lie from local.lr; below it.")
+
+
+class FedKSeedConfig(ZerothSettings):
+    """FedKSeed: the model moves along a pool of directions; rounds cost kilobytes (Qin et al. 2024)."""
+
+    drifts: ClassVar[bool] = True
+    steady: ClassVar[bool] = False
+    name: Literal["fedkseed"] = "fedkseed"
+    epsilon: float = Field(5e-4, gt=0, description="How far a probe goes along a direction, in units of weights.")
+    pool: int = Field(4096, ge=2, le=1 << 20, description="Directions there are; 4 bytes of traffic each.")
+    pro: bool = Field(
+        False, description="FedKSeed-Pro: directions along which losses change more are drawn more often."
+    )
+    corrected: bool = Field(False, description="Pro: a step counts 1 / (pool p); not in the paper.")
+    draws: Literal["client", "server"] = Field(
+        "client",
+        description="Pro: client: clients are sent the chances, 4 more bytes for each direction. server: it draws for "
+        "them and sends 2 bytes for each step.",
+    )
+    amplitude_limit: float = Field(1000.0, gt=0, description="Pro: a steeper slope counts as this steep.")
+
+
+class DeComFlConfig(ZerothSettings):
+    """DeComFL: slopes along common directions, and replays for who was away (Li et al. 2024)."""
+
+    weighted: ClassVar[Weighting] = "uniform"
+    drifts: ClassVar[bool] = True
+    name: Literal["decomfl"] = "decomfl"
+    steps: int = Field(1, ge=1, description="Local steps; in place of local.steps.")
+    directions: int = Field(1, ge=1, description="Directions of a step, over which the mean is taken.")
+    forward: bool = Field(False, description="One-sided differences: one forward pass per direction, and a bias.")
+    log: int | None = Field(
+        4096,
+        ge=2,
+        description="Rounds after which directions come again; 4 bytes per step, direction and round are "
+        "kept by everybody. null: never, as in the paper.",
+    )
+
+
 class LocalOnlyConfig(AlgorithmSettings):
     """Baseline: every client trains alone, nothing is shared."""
 
@@ -269,6 +340,9 @@ AlgorithmConfig = Annotated[
     | HetLoraConfig
     | LoraA2Config
     | FedKdConfig
+    | FedMezoConfig
+    | FedKSeedConfig
+    | DeComFlConfig
     | LocalOnlyConfig
     | CentralizedConfig,
     Field(discriminator="name"),

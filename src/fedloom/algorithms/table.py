@@ -41,11 +41,14 @@ from fedloom.algorithms.centralized import Centralized
 from fedloom.algorithms.config import (
     AlgorithmConfig,
     CentralizedConfig,
+    DeComFlConfig,
     DittoConfig,
     DualConfig,
     FedAvgConfig,
     FedBuffConfig,
     FedKdConfig,
+    FedKSeedConfig,
+    FedMezoConfig,
     FedNovaConfig,
     FedPerConfig,
     FedProxConfig,
@@ -58,11 +61,14 @@ from fedloom.algorithms.config import (
     PFedMeConfig,
     ScaffoldConfig,
 )
+from fedloom.algorithms.decomfl import DeComFl
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.dual import Dual
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedbuff import FedBuff
 from fedloom.algorithms.fedkd import FedKd
+from fedloom.algorithms.fedkseed import FedKSeed
+from fedloom.algorithms.fedmezo import FedMezo
 from fedloom.algorithms.fednova import FedNova
 from fedloom.algorithms.fedper import FedPer
 from fedloom.algorithms.fedprox import FedProx
@@ -103,6 +109,8 @@ class Setting:
     """Of the adapter's sparse update."""
     levels: tuple[int, ...] = ()
     """Ranks that occur among the clients, ascending."""
+    steps: int = 1
+    """Most optimiser steps any client takes in a round, as far as the recipe says."""
 
 
 def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setting) -> Algorithm[Any]:
@@ -156,6 +164,24 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
                 lr=algorithm.lr, batch_size=algorithm.batch_size, max_grad_norm=algorithm.max_grad_norm,
             )  # fmt: skip
             return FedKd(space, server, guard, lessons=lessons)
+        case FedMezoConfig():
+            return FedMezo(
+                space, server, guard, epsilon=algorithm.epsilon, directions=algorithm.directions,
+                weight_decay=algorithm.weight_decay, limit=algorithm.limit, noise=algorithm.noise,
+                rate=algorithm.rate, spread=algorithm.spread,
+            )  # fmt: skip
+        case FedKSeedConfig():
+            return FedKSeed(
+                layout, setting.seed, pool=algorithm.pool, epsilon=algorithm.epsilon, limit=algorithm.limit,
+                noise=algorithm.noise, pro=algorithm.pro, corrected=algorithm.corrected, draws=algorithm.draws,
+                steps=setting.steps, amplitude_limit=algorithm.amplitude_limit,
+            )  # fmt: skip
+        case DeComFlConfig():
+            return DeComFl(
+                layout, setting.seed, steps=algorithm.steps, directions=algorithm.directions,
+                epsilon=algorithm.epsilon, forward=algorithm.forward, limit=algorithm.limit, noise=algorithm.noise,
+                log=algorithm.log,
+            )  # fmt: skip
         case LocalOnlyConfig():
             return LocalOnly()
         case CentralizedConfig():

@@ -70,6 +70,23 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
         "Wu, Chuhan and others", 2022,
         "Communication-efficient Federated Learning via Knowledge Distillation", "2108.13323",
     ),
+    "malladi2023mezo": (
+        "Malladi, Sadhika and others", 2023,
+        "Fine-Tuning Language Models with Just Forward Passes", "2305.17333",
+    ),
+    "ling2024fedmezo": (
+        "Ling, Zhenqing and others", 2024,
+        "On the Convergence of Zeroth-Order Federated Tuning for Large Language Models", "2402.05926",
+    ),
+    "qin2024fedkseed": (
+        "Qin, Zhen and others", 2024,
+        "Federated Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18 Kilobytes",
+        "2312.06353",
+    ),
+    "li2025decomfl": (
+        "Li, Zhe and others", 2025,
+        "Achieving Dimension-Free Communication in Federated Learning via Zeroth-Order Optimization", "2405.15861",
+    ),
     "zhang2023fedit": (
         "Zhang, Jianyi and others", 2023,
         "Towards Building the Federated GPT: Federated Instruction Tuning", "2305.05644",
@@ -240,6 +257,31 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
     ),
     "ethayarajh2024kto": (
         "Ethayarajh, Kawin and others", 2024, "KTO: Model Alignment as Prospect Theoretic Optimization", "2402.01306",
+    ),
+    "socher2013sst": (
+        "Socher, Richard and others", 2013,
+        "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank",
+        "https://aclanthology.org/D13-1170",
+    ),
+    "wang2018glue": (
+        "Wang, Alex and others", 2018,
+        "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", "1804.07461",
+    ),
+    "warstadt2019cola": ("Warstadt, Alex and others", 2019, "Neural Network Acceptability Judgments", "1805.12471"),
+    "malo2014fpb": (
+        "Malo, Pekka and others", 2014,
+        "Good Debt or Bad Debt: Detecting Semantic Orientations in Economic Texts", "1307.5336",
+    ),
+    "maia2018fiqa": (
+        "Maia, Macedo and others", 2018, "WWW'18 Open Challenge: Financial Opinion Mining and Question Answering",
+        "https://doi.org/10.1145/3184558.3192301",
+    ),
+    "bai2022hh": (
+        "Bai, Yuntao and others", 2022,
+        "Training a Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback", "2204.05862",
+    ),
+    "cui2023ultrafeedback": (
+        "Cui, Ganqu and others", 2023, "UltraFeedback: Boosting Language Models with Scaled AI Feedback", "2310.01377",
     ),
 }  # fmt: skip
 """By key: (author, year, title, number on arXiv or address)."""

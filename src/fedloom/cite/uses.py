@@ -22,10 +22,13 @@ ALGORITHMS: Final[Table] = {
     "hetlora": ("cho2024hetlora",),
     "lora_a2": ("koo2025lora_a2",),
     "fedkd": ("wu2022fedkd",),
+    "fedmezo": ("ling2024fedmezo", "malladi2023mezo"),
+    "fedkseed": ("qin2024fedkseed", "malladi2023mezo"),
+    "decomfl": ("li2025decomfl",),
     "local": (),
     "centralized": (),
 }
-NOT_FACTORS: Final = ("local", "centralized", "fedper", "fedrep", "hetlora", "lora_a2")
+NOT_FACTORS: Final = ("local", "centralized", "fedper", "fedrep", "hetlora", "lora_a2", "fedkseed", "decomfl")
 """Algorithms that do not average the two factors of every pair."""
 SPACES: Final[Table] = {
     "factors": ("zhang2023fedit",),
@@ -123,4 +126,10 @@ SOURCES: Final[Table] = {
     "medical_flashcards": ("han2023medalpaca",),
     "math_instruct": ("yue2023mammoth",),
     "evol_instruct": ("xu2023wizardlm",),
+    "sst2": ("socher2013sst", "wang2018glue"),
+    "cola": ("warstadt2019cola", "wang2018glue"),
+    "fpb": ("malo2014fpb",),
+    "fiqa": ("maia2018fiqa",),
+    "hh_rlhf": ("bai2022hh",),
+    "ultrafeedback": ("cui2023ultrafeedback",),
 }

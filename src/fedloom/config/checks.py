@@ -15,6 +15,7 @@ from fedloom.config.objectives import OBJECTIVES
 from fedloom.config.schema import Config
 from fedloom.config.tree import KeyPath, dotted
 from fedloom.config.words import Problem
+from fedloom.config.zeroth import ZEROTH
 from fedloom.data import playground
 from fedloom.errors import ConfigError, nearest
 from fedloom.metrics.summary import columns
@@ -36,7 +37,7 @@ CLIENTS: Final = ("partition.clients", "partition.method")
 def check(config: Config) -> list[Contradiction]:
     """Every contradiction in a configuration whose sections are each valid."""
     found = [problem for one in CHECKS for problem in one(config)]
-    return found + [_problem(text, *reads) for one in (*METHODS, *OBJECTIVES) for text, *reads in one(config)]
+    return found + [_problem(text, *reads) for one in (*METHODS, *OBJECTIVES, *ZEROTH) for text, *reads in one(config)]
 
 
 def require(config: Config) -> Config:

@@ -30,6 +30,7 @@ from fedloom.algorithms.config import (
     ScaffoldConfig,
 )
 from fedloom.config.schema import Config
+from fedloom.config.zeroth import idle
 
 Said: TypeAlias = Iterator[tuple[str, ...]]
 """(what is wrong, the key it is said of, further keys it depends on)."""
@@ -85,7 +86,7 @@ def without_effect(config: Config) -> list[str]:
             said.append("aggregate.weighting has no effect without algorithm.weighted_updates")
     elif any(one.speed != 1 for one in config.clients.values()):
         said.append(f"clients.*.speed has no effect: {algorithm.name} waits for everybody")
-    return said
+    return said + idle(config)
 
 
 def lora_needed(config: Config) -> Said:

@@ -173,6 +173,10 @@ class Client(Protocol):
     def lr(self) -> float:
         """Base learning rate of this round."""
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of one training, as the recipe says."""
+
     def weight(self, run: Trained | Wandered) -> float:
         """How much a reply made of this training counts, by `aggregate.weighting`."""
 
@@ -235,6 +239,7 @@ class Client(Protocol):
         decayed: Sequence[str] | None = None,
         steps: int | None = None,
         lr: float | None = None,
+        scales: Sequence[float] | None = None,
         batches: str | None = None,
         limit: float | None = None,
         forward: bool = False,
@@ -258,6 +263,7 @@ class Client(Protocol):
             decayed: names of the leaves it concerns; default: all but biases and norms.
             steps: default: as many as `seeds`, or the recipe's.
             lr: base learning rate; default: the round's.
+            scales: factor of each step's rate; default: 1.
             batches: name of a batch stream, as in `descend`.
             limit: a step in which two losses differ by more is left out.
             forward: g = (L(x + epsilon z) - L(x)) / epsilon instead.

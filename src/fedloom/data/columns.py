@@ -40,7 +40,11 @@ _OF_KIND: Final[Mapping[Kind, Mapping[str, tuple[str, ...]]]] = MappingProxyType
             "rejected": ("rejected_response", "response_rejected", "dispreferred"),
             "category": ("type", "task", "class"),
         },
-        "judged": {"label": ("good", "is_good", "desirable"), "category": ("type", "task", "class")},
+        "judged": {
+            "output": (*ALIASES["output"], "messages", *ALIASES["messages"]),  # a conversation brings its prompt with it
+            "label": ("good", "is_good", "desirable"),
+            "category": ("type", "task", "class"),
+        },
     }
 )
 """What is different about the other names where rows are of a kind."""

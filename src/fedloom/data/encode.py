@@ -67,7 +67,8 @@ class Encoder:
         if self._end is None and not self.template.control:
             raise UserError(
                 f"template {self.template.name} ends answers with the tokenizer's end-of-text token, and this "
-                "tokenizer has none (eos_token); use a chat template, or a tokenizer with one"
+                "tokenizer has none (eos_token); use a chat template, or a tokenizer with one (encoders write no "
+                "answers: they learn with objective=classify)"
             )
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, Final
 from fedloom.data.config import DataConfig, PartitionConfig
 from fedloom.data.encode import dropped_of
 from fedloom.data.encoders import RowEncoder, encoder_of
-from fedloom.data.labelled import labels_of
+from fedloom.data.labelled import class_notes, labels_of
 from fedloom.data.pairs import Judged, Pair
 from fedloom.data.partition import Share, holdings, own, plan
 from fedloom.data.rows import SPLITS, Row, Split
@@ -193,15 +193,9 @@ def build(
     shelf = Shelf()
     clients = [ClientRows(share.name, _held(table, share), encoder, shelf) for share in dealt.shares]
     public = build_rows(table.public, encoder, "public", "train") if table.public else None
-    notes = (*table.notes, *dealt.notes, *(_single(clients) if encoder.labels is not None else ()))
+    seen = {client.name: client.rows("train") for client in clients}
+    notes = (*table.notes, *dealt.notes, *(class_notes(encoder.labels, seen) if encoder.labels is not None else ()))
     return FederatedData(table.name, clients, encoder, notes, holdings(table, dealt), public)
-
-
-def _single(clients: Sequence[ClientRows]) -> list[str]:
-    """A note on clients all of whose training rows are of one class."""
-    single = [client.name for client in clients if len({row.output for row in client.rows("train")}) == 1]
-    names = ", ".join(single[:5]) + (" ..." if len(single) > 5 else "")
-    return [f"{len(single)} of {len(clients)} clients train on rows of one class only ({names})"] if single else []
 
 
 def build_own(

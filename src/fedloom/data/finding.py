@@ -110,14 +110,23 @@ def _named(name: str, named: NamedSet, config: DataConfig, kind: Kind) -> Found:
             paths = _existing(root, copy.files.get(config.split))
             if paths:
                 return _from_copy(name, paths, copy, named, config)
-    looked = "" if root is None else f"{config.root} holds no copy of split {config.split} of {name}"
+    looked = "" if root is None else f"{root} holds no copy of split {config.split} of {name}{_kept(root, named)}"
     if named.hub is None:
         raise UserError(
             f"{name} is not on the Hugging Face hub. Get it from {named.home} and put it at "
             f"<data.root>/{named.local[0].files['train'][0]}" + (f"; {looked}" if looked else "")
         )
     notes = (f"{looked}; read from the Hugging Face hub ({named.hub})",) if looked else ()
-    return _from_hub(name, named.hub, named, config, notes)
+    try:
+        return _from_hub(name, named.hub, named, config, notes)
+    except UserError as error:
+        raise UserError(f"{looked}; {error}" if looked else str(error)) from error
+
+
+def _kept(root: Path, named: NamedSet) -> str:
+    """What a folder holds of a named set, where that is not what was asked for."""
+    splits = sorted({split for copy in named.local for split, names in copy.files.items() if _existing(root, names)})
+    return f", only of {' and '.join(splits)} (data.split={splits[0]})" if splits else ""
 
 
 def _from_hub(name: str, where: str, named: NamedSet, config: DataConfig, notes: tuple[str, ...]) -> Found:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -141,6 +141,28 @@ def labels_of(rows: Iterable[Row]) -> tuple[str, ...]:
     """The classes of some rows, sorted: numbers by their value, else by their text."""
     found = {row.output for row in rows if row.output.strip()}
     return tuple(sorted(found, key=_numeric) if all(map(_is_number, found)) else sorted(found))
+
+
+def class_notes(labels: Sequence[str], seen: Mapping[str, Sequence[Row]]) -> list[str]:
+    """What is odd about who trains on which class: clients with one class, classes with no row.
+
+    Args:
+        labels: the classes of the run.
+        seen: training rows of each client, by its name.
+    """
+    held = {name: {row.output for row in rows} for name, rows in seen.items()}
+    single = [name for name, classes in held.items() if len(classes) == 1]
+    unseen = sorted(set(labels).difference(*held.values()))
+    notes = []
+    if single:
+        notes.append(f"{len(single)} of {len(held)} clients train on rows of one class only ({_some(single)})")
+    if unseen:
+        notes.append(f"{len(unseen)} of {len(labels)} classes have no row to train on ({_some(unseen)})")
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(_short(name) for name in names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _cutting_right(tokenizer: Any) -> Any:

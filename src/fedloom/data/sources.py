@@ -93,10 +93,10 @@ def _read(config: DataConfig, seed: int, kind: Kind) -> Table:
     table = limited(_table(find(config, kind), config, kind), config.limit, seed)
     if config.test_split is None:
         return table
-    if config.test != DataConfig.model_fields["test"].default:
+    if config.test not in (0.0, DataConfig.model_fields["test"].default):
         raise UserError(
             f"data.test={config.test} and data.test_split={config.test_split} are both set; the test rows are either a "
-            "share of each client's or a split of the source, so leave one out"
+            "share of each client's or a split of the source, so leave one out (data.test=0)"
         )
     if config.test_split == config.split:
         raise UserError(

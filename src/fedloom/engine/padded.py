@@ -26,6 +26,8 @@ class Batch:
     """[wanted] what stands there in truth."""
     counts: Sequence[int]
     """Wanted words of each text."""
+    drawn: Tensor | None = None
+    """[real tokens] which row of dropout's masks each has, where texts share some."""
 
 
 def collate(texts: Sequence[Text], pad: int, device: torch.device) -> Batch:
@@ -39,7 +41,19 @@ def collate(texts: Sequence[Text], pad: int, device: torch.device) -> Batch:
     rows = torch.arange(len(texts)).repeat_interleave(torch.tensor(counts))
     places = torch.tensor([place for text in texts for place in text.places], dtype=torch.long)
     targets = torch.tensor([target for text in texts for target in text.targets], dtype=torch.long)
-    return Batch(ids.to(device), real.to(device), rows.to(device), places.to(device), targets.to(device), counts)
+    drawn = _drawn(texts).to(device) if any(text.shared for text in texts) else None
+    tensors = (one.to(device) for one in (ids, real, rows, places, targets))
+    return Batch(*tensors, counts, drawn)
+
+
+def _drawn(texts: Sequence[Text]) -> Tensor:
+    """Rows of dropout's masks: each text's own tokens have new ones, those it shares have their trunk's."""
+    found, first, behind = list[int](), 0, 0
+    for text in texts:
+        first = first if text.shared else behind
+        found += [*range(first, first + text.shared), *range(behind, behind + text.own)]
+        behind += text.own
+    return torch.tensor(found)
 
 
 def said(module: nn.Module, batch: Batch, forward: Forward) -> list[Tensor]:

@@ -16,9 +16,10 @@ from torch import Tensor
 from fedloom import rng
 from fedloom.adapters.adapted import Adapted
 from fedloom.contracts import Call, Carry, ClientFailed, ClientId, Trained
-from fedloom.engine import generation, optimizers, padded, scoring
+from fedloom.drift import Strayed
+from fedloom.engine import alone, generation, optimizers, padded, scoring
 from fedloom.engine.descent import Descent, split
-from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
+from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander
 from fedloom.metrics.scores import Scores
 from fedloom.objectives.base import Forward, Objective, Text
 from fedloom.objectives.sft import Sft
@@ -51,6 +52,8 @@ class Reference:
         self.objective: Objective = objective or Sft()
         self.pad = generation.filling(adapted.module, tokenizer)
         self.device = adapted.w.device
+        self.leafwise_proven = False
+        """Whether the model was seen to compute the same leaf by leaf."""
         self._queue: list[Call[Any]] = []
         if checkpointing:
             adapted.module.gradient_checkpointing_enable(  # type: ignore[operator]
@@ -86,6 +89,8 @@ class Reference:
                 return self._evaluate_together(first.request)
             case Descend():
                 result: Any = _Training(self, first.request).run()
+            case Wander():
+                result = alone.wander(self, first.request)
             case Probe():
                 result = [self._loss(point, first.request) for point in first.request.points]
             case Logits():
@@ -99,14 +104,29 @@ class Reference:
 
     # -- without gradients
 
-    def _evaluate_together(self, like: Evaluate) -> list[tuple[ClientId, Scores]]:
+    def placed(self, request: Evaluate | Generate) -> ClientFailed | None:
+        """Let the model stand where a request says; why it cannot."""
+        if request.drift is None:
+            self.adapted.load(request.x, request.layout, request.carry)
+            return None
+        try:
+            self.adapted.stand(request.drift, request.layout)
+        except Strayed as strayed:
+            return ClientFailed(str(strayed), "nonfinite")
+        return None
+
+    def _evaluate_together(self, like: Evaluate) -> list[tuple[ClientId, Scores | ClientFailed]]:
         asked = [c for c in self._queue if isinstance(c.request, Evaluate) and scoring.alike(c.request, like)]
         self._queue = [c for c in self._queue if all(c is not other for other in asked)]
-        self.adapted.load(like.x, like.layout, like.carry)
+        failed = self.placed(like)
+        if failed is not None:
+            return [(call.client, failed) for call in asked]
         rows = self._row_scores([e for call in asked for e in call.request.examples], like.batch_size)
         return self.scored(asked, rows)
 
-    def scored(self, asked: Sequence[Call[Any]], found: Sequence[Scores]) -> list[tuple[ClientId, Scores]]:
+    def scored(
+        self, asked: Sequence[Call[Any]], found: Sequence[Scores]
+    ) -> list[tuple[ClientId, Scores | ClientFailed]]:
         """Scores of evaluations of one and the same model, which is loaded here if it must answer.
 
         Args:
@@ -116,7 +136,9 @@ class Reference:
         like: Evaluate = asked[0].request
         rows = [(i, example) for i, call in enumerate(asked) for example in call.request.examples]
         if scoring.wants_answers(like):
-            self.adapted.load(like.x, like.layout, like.carry)
+            failed = self.placed(like)
+            if failed is not None:
+                return [(call.client, failed) for call in asked]
             answers = generation.answers(
                 self.adapted.module, self.tokenizer, [e.prompt for _, e in rows], self.stop_ids, like.batch_size,
                 like.max_new_tokens,
@@ -159,7 +181,7 @@ class Reference:
     def said(self, texts: Sequence[Text], forward: Forward | None = None) -> list[Tensor]:
         """What the model says of each text where it stands."""
         batch = padded.collate(texts, self.pad, self.device)
-        self.adapted.moment.real = batch.real
+        self.adapted.moment.real, self.adapted.moment.drawn = batch.real, batch.drawn
         return padded.said(self.adapted.module, batch, forward or self.objective.forward)
 
     def base_said(self, texts: Sequence[Text]) -> list[Tensor] | None:
@@ -184,9 +206,9 @@ class Reference:
         """[P] of the base itself: no product of factors, no difference."""
         return torch.zeros(self.adapted.w.shape, dtype=self.adapted.w.dtype)
 
-    def _generate(self, request: Generate) -> list[str]:
-        self.adapted.load(request.x, request.layout, request.carry)
-        return generation.answers(
+    def _generate(self, request: Generate) -> list[str] | ClientFailed:
+        failed = self.placed(request)
+        return failed or generation.answers(
             self.adapted.module, self.tokenizer, request.prompts, self.stop_ids, request.batch_size,
             request.max_new_tokens,
         )  # fmt: skip

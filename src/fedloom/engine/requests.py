@@ -3,6 +3,7 @@
 Examples are whatever the engine and its objective understand (`fedloom.data.encode.Encoded` for language models).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,8 @@ class Wander:
     epsilon: float
     label: str
     """Who trains, for messages."""
+    accumulate: int = 1
+    """Parts a batch is computed in."""
     weight_decay: float = 0.0
     decayed: Sequence[str] = ()
     """Leaves that decay."""
@@ -64,6 +67,28 @@ class Wander:
     keep: bool = True
     step: bool = True
     carry: Carry = ()
+
+    def check(self) -> None:
+        """Whether it can be done at all.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon={self.epsilon}: the two points must lie apart; take a number above 0 (1e-3)")
+        counts = {len(row) for row in self.seeds}
+        if len(self.seeds) != len(self.batches) or len(counts) > 1 or 0 in counts:
+            raise ValueError(
+                f"{len(self.batches)} steps need as many rows of seeds, each of the same number of directions (at "
+                f"least 1); there are {len(self.seeds)} rows of {sorted(counts)}"
+            )
+        if self.weight_decay and isinstance(self.start, Drift):
+            raise ValueError("weight decay leads away from every drift; do without, or start at weights")
+        if isinstance(self.start, Drift) and (self.carry or self.start.kind != self.kind):
+            raise ValueError("a drift carries nothing, and has the distribution of its steps")
+        unknown = sorted(set(self.decayed) - set(self.layout.names))
+        if unknown:
+            raise ValueError(f"`decayed` names no leaf: {', '.join(unknown[:4])}")
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,12 @@ class LocalClient:
         local = self.plan.local
         return round_rate(local.schedule, local.lr, self.round, self.plan.rounds)
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of one training, as the recipe says."""
+        local = self.plan.local
+        return local.steps or self.passes(local.epochs or 1.0)
+
     def key(self, purpose: str) -> int:
         """A seed of its own for this task and purpose."""
         return rng.key(self._root, purpose)
@@ -185,6 +191,7 @@ class LocalClient:
         decayed: Sequence[str] | None = None,
         steps: int | None = None,
         lr: float | None = None,
+        scales: Sequence[float] | None = None,
         batches: str | None = None,
         limit: float | None = None,
         forward: bool = False,
@@ -211,14 +218,18 @@ class LocalClient:
             ]
         if decayed is None:  # biases and norms are those of one dimension
             decayed = [leaf.name for leaf in self.layout.leaves if len(leaf.shape) > 1]
+        rates = step_rates(self.lr if lr is None else lr, len(chosen), self.plan.local.warmup, 1.0)
+        if scales is not None:
+            rates = [rate * scale for rate, scale in zip(rates, scales, strict=True)]
         request = Wander(
             start=x,
             layout=self.layout,
             batches=chosen,
-            lrs=step_rates(self.lr if lr is None else lr, len(chosen), self.plan.local.warmup, 1.0),
+            lrs=rates,
             seeds=seeds,
             epsilon=epsilon,
             label=f"{self.profile.name}, round {self.round + 1}",
+            accumulate=self.plan.local.accumulate,
             weight_decay=weight_decay,
             decayed=decayed,
             limit=limit,
@@ -373,8 +384,8 @@ class _Wandering:
         start, y = self.request.start, run.y
         if y is None or isinstance(start, Drift):
             raise UserError(
-                "attack: malicious clients change the weights they send, and this algorithm's clients send slopes along "
-                "directions; use an algorithm that sends weights (fedmezo, fedavg), or leave `attack` out"
+                "attack: malicious clients change the weights they send, and this algorithm's clients send slopes "
+                "along directions; use an algorithm that sends weights (fedmezo, fedavg), or leave `attack` out"
             )
         like = Trained(y, run.steps, run.lr_sum, run.examples, run.tokens, run.loss, run.skipped)
         attack, key = self.client.attack, self.client.key(f"attack {len(self.client.runs)}")
