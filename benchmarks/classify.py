@@ -41,6 +41,8 @@ class Arm:
     recipe: str
     overrides: tuple[str, ...] = ()
     engine: str = "slots"
+    late: int = 0
+    """How many seeds of the other arms come before the first of this one."""
 
 
 @dataclass(frozen=True)
@@ -53,28 +55,33 @@ class Task:
     arms: tuple[Arm, ...]
 
 
-def arms(recipe: str, distilled: str, *shared: str) -> tuple[Arm, ...]:
-    """The arms, cheap ones first; `shared` holds for all of them."""
+def arms(recipe: str, distilled: str, late: int, *shared: str) -> tuple[Arm, ...]:
+    """The arms; `shared` holds for all of them."""
     whole = ("adapter={kind: full}", "model.dtype=float32", "local.lr=2e-4", *shared)
     lora = ("model.dtype=bfloat16", *shared)
     return (
-        Arm("FedLoRA", recipe, lora),
-        Arm("centralized LoRA", recipe, (*lora, "algorithm=centralized"), "reference"),
-        Arm("local LoRA", recipe, (*lora, "algorithm=local")),
-        Arm("FedLoRA, student", recipe, (*lora, STUDENT)),
-        Arm("FedKD-LoRA, student", distilled, lora),
-        Arm("FedAvg, full", recipe, whole, "reference"),
+        Arm("FedLoRA", recipe, lora, late=late),
+        Arm("centralized LoRA", recipe, (*lora, "algorithm=centralized"), late=late),
+        Arm("local LoRA", recipe, (*lora, "algorithm=local"), late=late + 1),
+        Arm("FedLoRA, student", recipe, (*lora, STUDENT), late=late),
+        Arm("FedKD-LoRA, student", distilled, lora, late=late),
+        Arm("FedAvg, full", recipe, whole, "reference", late=late + 1),
     )
 
 
-SST2, COLA = ("loss", "accuracy"), ("loss", "accuracy", "matthews")
+EVERY = "evaluate.every=4"
 TASKS = (
-    Task("sst2", ("accuracy", "loss"), ("evaluate.metrics=[loss, accuracy]",), arms("sst2-fedlora", "sst2-fedkd")),
+    Task(
+        "sst2",
+        ("accuracy", "loss"),
+        ("evaluate.metrics=[loss, accuracy]", EVERY),
+        arms("sst2-fedlora", "sst2-fedkd", 0),
+    ),
     Task(
         "cola",
         ("matthews", "accuracy", "loss"),
-        ("evaluate.metrics=[loss, accuracy, matthews]",),
-        arms("sst2-fedlora", "cola-fedkd", "data.source=cola", "data.limit=null"),
+        ("evaluate.metrics=[loss, accuracy, matthews]", EVERY),
+        arms("sst2-fedlora", "cola-fedkd", 1, "data.source=cola", "data.limit=null"),
     ),
 )
 
@@ -111,8 +118,9 @@ def found() -> dict[str, Record]:
 
 
 def jobs(tasks: list[Task]) -> Iterator[Job]:
-    """Seed after seed, task after task."""
-    return (Job(task, arm, seed) for seed in SEEDS for task in tasks for arm in task.arms)
+    """Seed after seed, what is asked first before the rest."""
+    every = [Job(task, arm, seed) for seed in SEEDS for task in tasks for arm in task.arms]
+    return iter(sorted(every, key=lambda job: job.seed + job.arm.late))
 
 
 # -- a run ---------------------------------------------------------------------------------------------------------
@@ -195,7 +203,9 @@ def curves(task: Task, results: dict[str, Record]) -> list[Record]:
     for arm in task.arms:
         runs = [results[job.key]["curve"] for job in jobs([task]) if job.arm == arm and job.key in results]
         if runs:
-            rounds = [(points[0]["round"], [point[task.metrics[0]] for point in points]) for points in zip(*runs)]
+            rounds = [
+                (points[0]["round"], [point[task.metrics[0]] for point in points]) for points in zip(*runs, strict=True)
+            ]
             rows.append({"arm": arm.name, **{f"round {n}": f"{statistics.fmean(v):.3f}" for n, v in rounds}})
     return rows
 

@@ -33,7 +33,12 @@ from timing import judged, merge, middle, ratios, spread, targets_table
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
-    AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
     TrainerCallback,
 )  # fmt: skip
 from transformers.utils import logging
@@ -58,9 +63,9 @@ from fedloom.objectives.preference import Preference
 from models import LINEAR
 
 CLIENTS, RANK, BETA, AIM = 8, 8, 0.1, 0.6
-STEPS = {"nano": 40, "wide": 24}
+STEPS = {"nano": 16, "wide": 8}
 """Timed ones; a round of eight before them warms up."""
-LONGEST = {"nano": 512, "wide": 256}
+LONGEST = {"nano": 512, "wide": 96}
 """Tokens of the longer text of a pair: bytes for nano."""
 VOCABULARY = 32_000
 

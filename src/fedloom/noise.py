@@ -106,15 +106,18 @@ def fingerprint() -> str:
 def _piece(out: Tensor, seed: int, leaf: int, start: int, kind: Kind) -> None:
     """At most PIECE numbers; pairs of them share a hash, so a piece may begin or end inside a pair."""
     first, last = start // 2, (start + len(out) + 1) // 2
-    x = torch.arange(first, last, dtype=torch.int64, device=out.device)
-    high = (x >> 32).to(torch.int32) if last > 1 << 31 else None
-    x = _wrapped(x)
-    room = torch.empty_like(x)
+    edge = (first >> 32) + 1 << 32
+    if last > edge:  # pairs are counted in 32 bits; what is above is the same for all numbers of a piece
+        _piece(out[: 2 * edge - start], seed, leaf, start, kind)
+        _piece(out[2 * edge - start :], seed, leaf, 2 * edge, kind)
+        return
+    x = _count(out.device)[: last - first] + _signed(first)
     x.mul_(_signed(_SPREAD)).add_(_signed(leaf ^ (seed & 0xFFFFFFFF)))
-    if high is not None:
-        x.bitwise_xor_(high)
+    if first >> 32:
+        x.bitwise_xor_(torch.full_like(x, _signed(first >> 32)))
+    room = torch.empty_like(x)
     _mixed(x, room)
-    x.bitwise_xor_(_signed((seed >> 32) & 0xFFFFFFFF)).add_(_signed(leaf))
+    x.bitwise_xor_(torch.full_like(x, _signed((seed >> 32) & 0xFFFFFFFF))).add_(_signed(leaf))
     _mixed(x, room)
     halves = x.view(torch.int16)[start - 2 * first :][: len(out)]
     if kind == "gaussian":
@@ -127,14 +130,21 @@ def _mixed(x: Tensor, room: Tensor) -> None:
     """Every bit of int32 numbers into every other, in place."""
     for shift, factor in ((16, _FIRST), (15, _SECOND), (16, None)):
         torch.bitwise_right_shift(x, shift, out=room)  # an arithmetic shift: what it copies from the left is cut off
-        x.bitwise_xor_(room.bitwise_and_((1 << (32 - shift)) - 1))
+        x.bitwise_xor_(room.bitwise_and_(_mask(shift, x.device)[: len(x)]))
         if factor is not None:
             x.mul_(_signed(factor))
 
 
-def _wrapped(x: Tensor) -> Tensor:
-    """The lower 32 bits of int64 numbers, as int32."""
-    return ((x + (1 << 31)).remainder(1 << 32) - (1 << 31)).to(torch.int32)
+@functools.cache
+def _count(device: torch.device) -> Tensor:
+    """0, 1, ...: one for each pair of a piece."""
+    return torch.arange(PIECE // 2 + 1, dtype=torch.int32, device=device)
+
+
+@functools.cache
+def _mask(shift: int, device: torch.device) -> Tensor:
+    """What a shift to the right leaves, once for each pair: with a single number torch takes ten times as long."""
+    return torch.full((PIECE // 2 + 1,), (1 << (32 - shift)) - 1, dtype=torch.int32, device=device)
 
 
 def _signed(bits: int) -> int:

@@ -227,6 +227,7 @@ def test_full_trains_the_head_with_everything_else(folders):
     model = adapted(folders["bert"], FullConfig())
     assert {name for name in model.layout.names if name.startswith("head.")} == set(HEAD)
     assert {leaf.origin for leaf in model.layout.leaves} == {"difference"}
+    model.parameters(None)  # gradients have no place before
     _, g = slope(model, torch.zeros(model.layout.size))
     views = model.layout.views(g)
     assert all(views[name].any() for name in HEAD)

@@ -147,7 +147,7 @@ def test_mistakes_are_told_as_with_the_real_base(folders):
 def test_what_needs_the_weights_says_so_where_all_are_trained(folders, tmp_path):
     _, skeleton = both(folders, "llama", FullConfig())
     x = skeleton.start
-    assert {t.device.type for t in (skeleton.w, skeleton.g, skeleton.base, *skeleton.tensors)} == {"meta"}
+    assert {t.device.type for t in (skeleton.w, skeleton.g, *skeleton.tensors)} == {"meta"}
     for asked in (lambda: skeleton.load(x), skeleton.read):
         with pytest.raises(UserError, match=r"adapter\.kind=full: .* without its weights"):
             asked()

@@ -44,13 +44,15 @@ def test_every_name_leads_to_a_page_of_its_own(name):
     page = made(name)
     assert type(page).__name__.lower() in (name.replace("_", ""), f"{name}only")
     model = page.model(page.init(torch.zeros(LAYOUT.size)))
-    assert model.x.shape == (LAYOUT.size,)
+    drifts = name in ("fedkseed", "decomfl")
+    assert model.x.shape == ((0,) if drifts else (LAYOUT.size,))
+    assert (model.drift is not None) == drifts
     assert model.whole == (name not in ("local", "fedper", "fedrep"))
     assert Tasks(page).get("local")
 
 
 def test_no_two_names_share_a_page():
-    assert len({type(made(name)) for name in NAMES}) == len(NAMES) == 17
+    assert len({type(made(name)) for name in NAMES}) == len(NAMES) == 20
 
 
 @pytest.mark.parametrize("name", NAMES)

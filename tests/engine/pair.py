@@ -222,6 +222,7 @@ def norms_in_double() -> Iterator[None]:
     """RMS norms compute in float32 whatever they are given; here in the numbers' own format."""
     from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
     def llama(self: Any, x: Tensor) -> Tensor:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
@@ -229,12 +230,12 @@ def norms_in_double() -> Iterator[None]:
     def gemma(self: Any, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight)
 
-    kept = LlamaRMSNorm.forward, Gemma2RMSNorm.forward
-    LlamaRMSNorm.forward, Gemma2RMSNorm.forward = llama, gemma
+    kept = LlamaRMSNorm.forward, MistralRMSNorm.forward, Gemma2RMSNorm.forward
+    LlamaRMSNorm.forward, MistralRMSNorm.forward, Gemma2RMSNorm.forward = llama, llama, gemma
     try:
         yield
     finally:
-        LlamaRMSNorm.forward, Gemma2RMSNorm.forward = kept
+        LlamaRMSNorm.forward, MistralRMSNorm.forward, Gemma2RMSNorm.forward = kept
 
 
 def rows(seed: int, *lengths: int) -> list[Encoded]:

@@ -101,6 +101,69 @@ def test_neighbours_change_no_bit(more, way):
         assert torch.equal(ours[:, :, 3:8], theirs)
 
 
+LAID = ((0, 7), (7, 10), (10, 11), (11, 14), (14, 18))
+"""Two texts that branch off the first, one of them by a single token; one by itself; one that branches off that."""
+TRUNKS = {1: (0, 5), 2: (0, 6), 4: (11, 13)}
+
+
+def unrolled():
+    """Tokens of every text in full, one behind the other, the texts' spans there, and which tokens are own ones."""
+    tokens, spans, own = [], [], []
+    for number, (start, stop) in enumerate(LAID):
+        begun = len(tokens)
+        tokens += range(*TRUNKS.get(number, (0, 0)))
+        own += range(len(tokens), len(tokens) + stop - start)
+        tokens += range(start, stop)
+        spans.append((begun, len(tokens)))
+    return tokens, spans, own
+
+
+@pytest.mark.parametrize("way", ["plain", "fused", "packed"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("more", [{}, {"sliding_window": 3}, {"softcap": 2.0}], ids=["all", "window", "cap"])
+def test_a_trunk_counts_as_often_as_texts_begin_with_it(more, groups, way, monkeypatch):
+    """As the formula over all texts written out in full, gradients of what they share summed."""
+    if way == "packed":
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
+    inputs = drawn(18, groups=groups)
+    tokens, spans, own = unrolled()
+    with texts(SimpleNamespace(_attn_implementation="eager"), LAID, way, TRUNKS):
+        out, _ = by_text(nn.Module(), *inputs, None, **more)
+    full = formula(*(t[:, :, tokens] for t in inputs), spans, 6**-0.5, more.get("sliding_window"), more.get("softcap"))
+    wanted = full[:, own]
+    assert out.shape == wanted.shape
+    assert torch.allclose(out, wanted, rtol=1e-12, atol=1e-13)
+    up = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, theirs = (torch.autograd.grad(one, inputs, up) for one in (out, wanted))
+    assert all(torch.allclose(a, b, rtol=1e-11, atol=1e-12) for a, b in zip(found, theirs, strict=True))
+
+
+def varlen(q, k, v, ends, _, longest, __, *, scale, num_splits, window_size, enable_gqa):
+    """In the place of the flash kernel [tokens, heads, width], which wants a GPU: the formula."""
+    spans = list(zip(ends.tolist(), ends.tolist()[1:], strict=False))
+    assert longest == max(b - a for a, b in spans)
+    window = None if window_size == (-1, 0) else window_size[0] + 1
+    return formula(*(t.transpose(0, 1)[None] for t in (q, k, v)), spans, scale, window)[0]
+
+
+@pytest.mark.parametrize("way", ["plain", "fused"])
+@pytest.mark.parametrize("more", [{}, {"sliding_window": 3}, {"softcap": 2.0}], ids=["all", "window", "cap"])
+def test_neighbours_change_no_bit_of_texts_with_a_trunk(more, way):
+    alone = drawn(8, dtype=torch.float32)
+    company = [torch.cat([torch.full_like(t[:, :, :3], math.nan), t, 7 * t[:, :, :2]], 2) for t in alone]
+    alone, company = ([t.detach().requires_grad_() for t in each] for each in (alone, company))
+    with texts(SimpleNamespace(_attn_implementation="eager"), ((0, 5), (5, 8)), way, {1: (0, 4)}):
+        one, _ = by_text(nn.Module(), *alone, None, **more)
+    with texts(SimpleNamespace(_attn_implementation="eager"), ((0, 3), (3, 8), (8, 11), (11, 13)), way, {2: (3, 7)}):
+        other, _ = by_text(nn.Module(), *company, None, **more)
+    assert torch.equal(one, other[:, 3:11])
+    up = torch.randn(one.shape, generator=torch.Generator().manual_seed(1))
+    wide = torch.cat([torch.full_like(up[:, :3], math.nan), up, up[:, :2]], 1)
+    theirs = torch.autograd.grad(one, alone, up)
+    for mine, wanted in zip(torch.autograd.grad(other, company, wide), theirs, strict=True):
+        assert torch.equal(mine[:, :, 3:11], wanted)
+
+
 @pytest.mark.parametrize("way", ["plain", "fused"])
 def test_large_products_stay_finite(way):
     inputs = [t.detach() * 100 for t in drawn(9, dtype=torch.float32)]
@@ -132,6 +195,11 @@ def test_what_cannot_be_done_is_said():
         by_text(encoder, query, key, value, None, sliding_window=3)
     with pytest.raises(Unsuited), texts(SimpleNamespace(_attn_implementation="sdpa"), ((0, 5),), "plain"):
         by_text(nn.Module(), query, key, value, None)
+    with (
+        pytest.raises(Unsuited),
+        texts(SimpleNamespace(_attn_implementation="sdpa"), ((0, 4), (4, 6)), "plain", {1: (0, 2)}),
+    ):
+        by_text(encoder, query, key, value, None)
     with pytest.raises(Unsuited):  # outside of a stream
         by_text(nn.Module(), query, key, value, None)
 

@@ -187,6 +187,20 @@ def test_a_recipe_that_cannot_be_built_is_declined(tmp_path: Path, kind: type[Ex
     assert isinstance(desk.room.ended[NODE + ME], kind)
 
 
+@pytest.mark.parametrize("private", ["the patient fell", "it's hers", 'she said "no"', "it's \"hers\"", "a/b c", "\n"])
+def test_what_a_mistake_quotes_stays_here(tmp_path: Path, private: str) -> None:
+    """Where the wrong column is read as the label, the label that is none may be a whole text."""
+
+    def broken(client: int, site: Any) -> None:
+        raise UserError(f"12 of the clients' rows have the label {private!r}, which is not in Ann's map (a, b)")
+
+    desk = Desk(tmp_path, alter=broken)
+    said, _ = desk.hears(RECIPE)
+    assert isinstance(said, Declined)
+    assert said.words == "12 of the clients' rows have the label (...), which is not in Ann's map (a, b)"
+    assert private in str(desk.room.ended[NODE + ME]) or repr(private) in str(desk.room.ended[NODE + ME])
+
+
 # -- lines that break
 
 

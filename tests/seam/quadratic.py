@@ -80,11 +80,12 @@ class Rows:
         return self.rows
 
 
-def rows_of(client: ClientId, clients: int, seed: int = 3) -> Rows:
-    """Client i holds 6 + 2 i rows of its own problem; the server's worker holds everybody's."""
+def rows_of(client: ClientId, clients: int, far: float = 1.0, seed: int = 3) -> Rows:
+    """Client i holds 6 + 2 i rows of its own problem, with weights of size `far`; the server's worker everybody's."""
     if client == HOME:
-        return Rows(sum((rows_of(i, clients, seed).rows for i in range(clients)), ()))
+        return Rows(sum((rows_of(i, clients, far, seed).rows for i in range(clients)), ()))
     own = rng.normal(rng.key(seed, "problem"), SIZE) + 0.3 * rng.normal(rng.key(seed, "own", client), SIZE)
+    own = far * own
     h = rng.normal(rng.key(seed, "rows", client), 6 + 2 * client, SIZE)
     return Rows(tuple(Row(row, row @ own) for row in h))
 
@@ -187,7 +188,6 @@ class QuadraticEngine:
         gradient = job.raw / job.step if request.gradient else None
         lr_sum = sum(request.lrs[: job.step])
         return Trained(job.w, job.step, lr_sum, job.examples, job.examples, mean, gradient=gradient, inner=inner)
-
 
     def _walk(self, job: _Job, layout: Layout, request: Wander) -> Any:
         """One step along random directions."""
@@ -295,6 +295,9 @@ class World:
     density: float | None = None
     """Of a sparse update beside the pair."""
     unequal: bool = True
+    far: float = 1.0
+    """Size of the weights that solve the clients' problems."""
+    lr: float = 0.05
     min_replies: int = 1
     nan: int | None = None
     """A client whose rows hold NaN."""
@@ -314,13 +317,13 @@ class World:
         steps = 2 + client % 3 if self.unequal else 3
         return LocalPlan(
             LocalConfig(
-                steps=max(steps, 1), batch_size=4, lr=0.05, optimizer=OptimizerConfig(name="sgd"), max_grad_norm=None
+                steps=max(steps, 1), batch_size=4, lr=self.lr, optimizer=OptimizerConfig(name="sgd"), max_grad_norm=None
             ),
             rounds=10,
         )
 
     def data(self, client: ClientId) -> Rows:
-        rows = rows_of(client, self.clients)
+        rows = rows_of(client, self.clients, self.far)
         return Rows(tuple(Row(row.h * float("nan"), row.b) for row in rows.rows)) if client == self.nan else rows
 
     def site(self, tasks: Tasks, stages: Sequence[Any] = ()) -> Site:
@@ -370,4 +373,4 @@ class World:
         """Mean loss over all clients of a shared model."""
         x = model.x if model.drift is None else moved(self.start(), self.layout(-1), model.drift)
         w = weights(x, self.layout(-1), model.carry)
-        return sum(float(loss(w, rows_of(i, self.clients).rows)) for i in range(self.clients)) / self.clients
+        return sum(float(loss(w, rows_of(i, self.clients, self.far).rows)) for i in range(self.clients)) / self.clients

@@ -44,11 +44,16 @@ SHARED_SCALE = World(ranks=(1, 2, 2, 1, 2), scale=1.0)
 ALL = World(clients=6, cohort=6)
 INT8 = Encoding("int8", feedback=True)
 
-MEZO: dict[str, Any] = {"name": "fedmezo", "spread": 0.02}
+SLOW = World(lr=0.02)
+NEAR = World(far=0.1, lr=0.02)
+NEAR_PAIR = World(ranks=(2,), far=0.1, lr=0.01)
+MEZO: dict[str, Any] = {"name": "fedmezo", "spread": 0.005}
 FEDKD: dict[str, Any] = {"name": "fedkd", "teacher": {"name": "toy"}, "lr": 0.02, "batch_size": 16}
 
 
-def made(world: World, algorithm: dict[str, Any] | str, learns: bool | None = True, least: int = 1, **aggregate: Any) -> Row:
+def made(
+    world: World, algorithm: dict[str, Any] | str, learns: bool | None = True, least: int = 1, **aggregate: Any
+) -> Row:
     """A row from recipe sections, as `fedloom.algorithms.table` builds it."""
     section = {"name": algorithm} if isinstance(algorithm, str) else algorithm
     chosen: Any = TypeAdapter(AlgorithmConfig).validate_python(section)
@@ -110,21 +115,21 @@ def rows() -> dict[str, Row]:
         "lora_a2": made(PAIR, {"name": "lora_a2", "rank": 1, "ratio": 1.0}),
         "fedkd": made(World(), FEDKD),
         "fedkd-lora-turns": made(PAIR, FEDKD, space={"name": "turns"}),
-        "fedmezo": made(World(), {"name": "fedmezo", "directions": 2, "weight_decay": 1e-3}),
-        "fedmezo-random": made(World(), {**MEZO, "rate": "random"}),
-        "fedmezo-round-wise": made(World(), {**MEZO, "rate": "round_wise"}),
-        "fedmezo-five-round": made(World(), {**MEZO, "rate": "five_round"}),
-        "fedmezo-model-diff": made(World(), {**MEZO, "rate": "model_diff"}, server_optimizer=outer),
-        "fedmezo-flexlora": made(MIXED, {**MEZO, "rate": "round_wise"}, space={"name": "products"}),
-        "fedmezo-median": made(World(), "fedmezo", rule={"name": "median"}),
-        "fedkseed": made(World(), {"name": "fedkseed", "pool": 64}),
-        "fedkseed-sums": made(PAIR, {"name": "fedkseed", "pool": 2, "noise": "rademacher"}, learns=None),
-        "fedkseed-pro": made(World(), {"name": "fedkseed", "pool": 64, "pro": True}),
+        "fedmezo": made(SLOW, {"name": "fedmezo", "directions": 2, "weight_decay": 1e-3}),
+        "fedmezo-random": made(SLOW, {**MEZO, "rate": "random"}),
+        "fedmezo-round-wise": made(SLOW, {**MEZO, "rate": "round_wise"}),
+        "fedmezo-five-round": made(SLOW, {**MEZO, "rate": "five_round"}),
+        "fedmezo-model-diff": made(SLOW, {**MEZO, "rate": "model_diff"}, server_optimizer=outer),
+        "fedmezo-flexlora": made(replace(MIXED, lr=0.01), {**MEZO, "rate": "round_wise"}, space={"name": "products"}),
+        "fedmezo-median": made(SLOW, "fedmezo", rule={"name": "median"}),
+        "fedkseed": made(NEAR, {"name": "fedkseed", "pool": 64}),
+        "fedkseed-sums": made(NEAR_PAIR, {"name": "fedkseed", "pool": 2, "noise": "rademacher"}, learns=None),
+        "fedkseed-pro": made(NEAR, {"name": "fedkseed", "pool": 64, "pro": True}),
         "fedkseed-pro-server": made(
-            World(), {"name": "fedkseed", "pool": 64, "pro": True, "corrected": True, "draws": "server"}
+            NEAR, {"name": "fedkseed", "pool": 64, "pro": True, "corrected": True, "draws": "server"}
         ),
-        "decomfl": made(World(), {"name": "decomfl", "steps": 3, "log": None}),
-        "decomfl-log": made(PAIR, {"name": "decomfl", "steps": 2, "directions": 2, "log": 3, "forward": True}),
+        "decomfl": made(NEAR, {"name": "decomfl", "steps": 3, "log": None}),
+        "decomfl-log": made(NEAR_PAIR, {"name": "decomfl", "steps": 2, "directions": 2, "log": 3, "forward": True}),
         "median": made(World(), "fedavg", rule={"name": "median"}),
         "trimmed_mean": made(World(), "fedavg", rule={"name": "trimmed_mean", "share": 0.25}),
         "krum": made(ALL, "fedavg", least=5, rule={"name": "krum"}),
@@ -136,7 +141,7 @@ def rows() -> dict[str, Row]:
         "centralized": made(World(), "centralized"),
         "fedavg-int8": staged("fedavg", INT8),
         "scaffold-int8": staged("scaffold", INT8),
-        "fedkseed-int8": replace(made(World(), {"name": "fedkseed", "pool": 64}), stages=(Encoding("int8"),)),
+        "fedkseed-int8": replace(made(NEAR, {"name": "fedkseed", "pool": 64}), stages=(Encoding("int8"),)),
         "fedbuff-int8": staged("fedbuff", INT8, buffer=2),
         "ditto-fp16": staged("ditto", Encoding("fp16")),
         "flexlora-int8": replace(made(MIXED, "fedavg", space={"name": "products"}), stages=(Encoding("int8"),)),

@@ -138,8 +138,8 @@ class Adapted:
             UserError: the layout is not the shared one, or the model has no numbers here.
         """
         if not self.differences:
-            footing = self._beside(drift, layout)
-            self.load(footing.w, layout)
+            w, footing = self.beside(drift, layout)
+            self.load(w, layout)
             return footing.copied(self.w)
         self._shared(layout)
         if self.footing is None:
@@ -153,21 +153,20 @@ class Adapted:
         self.footing.to(drift)
         return self.footing
 
-    def at(self, drift: Drift, layout: Layout) -> Params:
-        """Where a drift leads from the run's start [P], a new vector on the model's device; not for differences.
+    def beside(self, drift: Drift, layout: Layout) -> tuple[Params, Footing]:
+        """Where a drift leads from the run's start [P], on the model's device, and what stands there and may move on:
+        both the caller's. Not for differences.
 
         Raises:
             Strayed: the drift leaves the range its moves are exact in.
             UserError: the layout is not the shared one.
         """
-        return self._beside(drift, layout).w.clone()
-
-    def _beside(self, drift: Drift, layout: Layout) -> Footing:
         self._shared(layout)
         if self.footing is None:
             self.footing = Footing(self.start.to(self.w, copy=True), self.layout)
-        self.footing.to(drift)
-        return self.footing
+        self.footing.to(drift)  # from where the last one led, which is near
+        w = self.footing.w.clone()
+        return w, self.footing.copied(w)
 
     def _shared(self, layout: Layout) -> None:
         self._has_numbers()

@@ -38,4 +38,4 @@ def save(adapted: Adapted, config: AdapterConfig, model: Model, layout: Layout, 
         case LoraConfig():
             saved.save(adapted, model, layout, base_name, folder)
         case FullConfig():
-            full.save(adapted, model.x, folder, model.drift)
+            full.save(adapted, model, folder)

@@ -9,11 +9,11 @@ import torch
 
 from fedloom.adapters import classifiers
 from fedloom.adapters.adapted import Adapted
-from fedloom.drift import Drift
+from fedloom.contracts import Model
 from fedloom.errors import UserError
 from fedloom.models.heads import Classifier
 from fedloom.models.load import Base
-from fedloom.params import Layout, Leaf, Params
+from fedloom.params import Layout, Leaf
 
 
 def adapt(base: Base) -> Adapted:
@@ -25,9 +25,8 @@ def adapt(base: Base) -> Adapted:
     return Adapted(module, layout, list(named.values()), start, layers=base.layers)
 
 
-def save(adapted: Adapted, x: Params, folder: Path, drift: Drift | None = None) -> None:
-    """Write the whole tuned model at x, or at a drift, as a Hugging Face folder; a classifier's head stands in files of
-    its own.
+def save(adapted: Adapted, model: Model, folder: Path) -> None:
+    """Write the whole tuned model as a Hugging Face folder; a classifier's head stands in files of its own.
 
     Raises:
         UserError: the base is a skeleton.
@@ -38,11 +37,11 @@ def save(adapted: Adapted, x: Params, folder: Path, drift: Drift | None = None) 
             "trained, and this process has the base without its weights, as a server has. What was trained is in the "
             "checkpoints; write the model where the weights are, or tune an adapter (adapter.kind=lora)"
         )
-    before = None if drift is not None else adapted.read()
-    if drift is not None:
-        adapted.stand(drift, adapted.layout)
+    before = None if model.drift is not None else adapted.read()
+    if model.drift is not None:
+        adapted.stand(model.drift, adapted.layout)
     else:
-        adapted.load(x)
+        adapted.load(model.x)
     if isinstance(adapted.module, Classifier):
         classifiers.save_whole(adapted.module, folder)
     else:

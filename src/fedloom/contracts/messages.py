@@ -50,7 +50,8 @@ class TooFewReplies(Exception):
     """A collect got fewer replies than the run or a rule needs; the round is tried again with a new cohort."""
 
     def __init__(self, counted: int, wanted: int, missing: Mapping[ClientId, Missing]) -> None:
-        reasons = "; ".join(f"client {i}: {m.reason}, {m.detail}" for i, m in list(missing.items())[:3])
+        of = {i: "the server" if i == HOME else f"client {i}" for i in missing}
+        reasons = "; ".join(f"{of[i]}: {m.reason}, {m.detail}" for i, m in list(missing.items())[:3])
         super().__init__(f"{counted} replies counted, {wanted} are needed" + (f" ({reasons})" if reasons else ""))
         self.missing = dict(missing)
 

@@ -4,8 +4,8 @@ A model asks `ALL_ATTENTION_FUNCTIONS` for the function its configuration names.
 NAME: the texts lie one behind the other without filling, no mask is built, and every text is attended to by itself,
 with the same shapes whoever else is in the stream.
 
-A text may begin as an earlier one does (two answers to one prompt). Then only what comes after is in the stream a second
-time, and attends to its trunk, those tokens of the earlier text, as if they stood before it.
+A text may begin as an earlier one does (two answers to one prompt). Then the stream holds only what comes after, and
+that attends to its trunk, those tokens of the earlier text, as if they stood before it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +84,7 @@ def by_text(
     dropout: float = 0.0,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Attention inside each text: to earlier tokens, its trunk's first, or to all of them where the layer is an encoder's.
+    """Attention inside each text, its trunk included: to earlier tokens, or to all where the layer is an encoder's.
 
     Args:
         module: the layer that asks.

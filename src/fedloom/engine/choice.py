@@ -24,7 +24,8 @@ from fedloom.engine.reference import Reference
 from fedloom.engine.requests import Descend
 from fedloom.engine.slots import Slots
 from fedloom.errors import RunStopped, UserError
-from fedloom.objectives.base import Objective
+from fedloom.metrics.scores import Scores
+from fedloom.objectives.base import Forward, Objective, Text
 from fedloom.objectives.sft import Sft
 from fedloom.params import Params
 
@@ -201,11 +202,41 @@ def _unsuited(adapted: Adapted, optimizer: OptimizerConfig) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Likelihoods:
+    """Of an objective's texts, the likelihoods of what they want alone."""
+
+    of: Objective
+    forward: Forward = "logprob"
+    reference: None = None
+    writes: bool = False
+
+    def texts(self, part: Sequence[Any]) -> list[Text]:
+        """The objective's, with the beginnings they share."""
+        return self.of.texts(part)
+
+    def count(self, batch: Sequence[Any]) -> int:
+        """Tokens."""
+        return sum(len(text.targets) for text in self.texts(batch))
+
+    def losses(self, said: Sequence[Tensor], reference: Sequence[Tensor] | None, part: Sequence[Any]) -> Tensor:
+        """[tokens], in nats."""
+        return -torch.cat(list(said))
+
+    def scores(self, said: Sequence[Tensor], reference: Sequence[Tensor] | None, part: Sequence[Any]) -> list[Scores]:
+        """Nothing is evaluated."""
+        return [Scores()] * len(part)
+
+    def made_up(self, ids: Sequence[int]) -> Any:
+        """The objective's."""
+        return self.of.made_up(ids)
+
+
 def _tried(objective: Objective) -> Objective:
     """What the check minimises: where only likelihoods of tokens are wanted, those alone. A loss of their differences
     is small beside them, and half precision's rounding would look like an error.
     """
-    return Sft() if objective.forward == "logprob" else objective
+    return _Likelihoods(objective) if objective.forward == "logprob" else objective
 
 
 def _requests(adapted: Adapted, module: Any, objective: Objective) -> list[Descend]:

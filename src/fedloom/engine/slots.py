@@ -18,13 +18,15 @@ from torch import Tensor
 
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.together import Piece
-from fedloom.contracts import Call, Carry, ClientId
+from fedloom.contracts import Call, Carry, ClientFailed, ClientId
+from fedloom.drift import Strayed
 from fedloom.engine import padded, scoring
 from fedloom.engine.attention import Way
 from fedloom.engine.reference import Reference
-from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe
+from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander
 from fedloom.engine.seat import Row, Seat, live
 from fedloom.engine.stream import Model, Share, Stream, together
+from fedloom.engine.walkers import Walkers
 from fedloom.errors import RunStopped
 from fedloom.metrics.scores import Scores
 from fedloom.objectives.base import Forward, Objective, Text
@@ -82,6 +84,7 @@ class Slots:
         self._rows: tuple[Tensor, Tensor] | None = None
         self._cut = dict[int, Row]()
         self._turn = 0
+        self._walkers = Walkers(self)
 
     @contextmanager
     def minimising(self, objective: Objective) -> Iterator[None]:
@@ -95,7 +98,7 @@ class Slots:
 
     def room(self) -> int:
         """How many more calls may wait."""
-        seated = sum(seat is not None for seat in self._seats)
+        seated = sum(seat is not None for seat in self._seats) + len(self._walkers)
         return AHEAD * len(self._seats) - len(self._queue) - len(self._next) - seated
 
     def admit(self, call: Call[Any]) -> None:
@@ -106,13 +109,19 @@ class Slots:
         """Forget all calls."""
         self._queue.clear()
         self._next.clear()
+        self._walkers.clear()
         self._seats = [None] * len(self._seats)
 
     def advance(self) -> list[tuple[ClientId, Any]]:
-        """Serve what needs no gradients; or seat the waiting and train everybody one micro-batch further."""
-        reading = [call for call in self._queue if not isinstance(call.request, Descend)]
+        """Serve what trains nothing; or those that walk without gradients, a step; or seat the waiting and train
+        everybody one micro-batch further.
+        """
+        reading = [call for call in self._queue if not isinstance(call.request, Descend | Wander)]
         if reading:
             return self._read(reading[0])
+        walking = [call for call in self._queue if isinstance(call.request, Wander)]
+        if walking or len(self._walkers):
+            return self._walk(walking)
         self._sit_down()
         return self._finished() or self._train()
 
@@ -163,8 +172,8 @@ class Slots:
             case "base":
                 return self._base_said(stream)
             case "start":
-                starts = [self._still((), *(s.request.start, s.request.layout, s.request.carry)) for s in seats]
-                return self._read_said(stream.met(starts))
+                starts = [self.still((), *(s.request.start, s.request.layout, s.request.carry)) for s in seats]
+                return self.read_said(stream.met(starts))
 
     def _chosen(self) -> list[Seat]:
         """Who takes part in the next pass, by slot."""
@@ -205,6 +214,13 @@ class Slots:
 
     # -- without gradients
 
+    def _walk(self, waiting: Sequence[Call[Any]]) -> list[tuple[ClientId, Any]]:
+        """Let the waiting begin, as long as there are slots, and all of them go on."""
+        begun = list(waiting[: len(self._seats) - len(self._walkers)])
+        self._queue = deque(call for call in self._queue if all(call is not other for other in begun))
+        failed = [(call.client, why) for call in begun if (why := self._walkers.begin(call)) is not None]
+        return failed + self._walkers.advance()
+
     def _read(self, first: Call[Any]) -> list[tuple[ClientId, Any]]:
         """Serve a call that trains nothing, and with it every evaluation, if it is one."""
         match first.request:
@@ -233,10 +249,14 @@ class Slots:
                 groups.append([call])
             else:
                 known.append(call)
-        shares, places = list[Share](), list[tuple[int, list[Any], list[int]]]()
+        shares, places, gone = list[Share](), list[tuple[int, list[Any], list[int]]](), dict[ClientId, Any]()
         for group in groups:
             like: Evaluate = group[0].request
-            still = self._still((), like.x, like.layout, like.carry)
+            try:
+                still = self.still((), self._at(like), like.layout, like.carry)
+            except Strayed as strayed:
+                gone |= {call.client: ClientFailed(str(strayed), "nonfinite") for call in group}
+                continue
             for call in group:
                 for rows in _by_length(call.request.examples, like.batch_size):
                     part = [call.request.examples[row] for row in rows]
@@ -246,15 +266,23 @@ class Slots:
         for (owner, part, rows), (said, base) in zip(places, self._all_said(shares), strict=True):
             for row, score in zip(rows, self.objective.scores(said, base, part), strict=True):
                 found[owner][row] = score
-        results = dict[ClientId, Any]()
+        results = dict[ClientId, Any](gone)
         for group in groups:
+            if group[0].client in gone:
+                continue
             results |= self.single.scored(group, [score for call in group for score in found[id(call)]])
         return [(call.client, results[call.client]) for call in asked]
+
+    def _at(self, request: Evaluate) -> Params:
+        """[P] of the model that is scored."""
+        if request.drift is None:
+            return request.x
+        return self.adapted.beside(request.drift, request.layout)[0]
 
     def _probe(self, request: Probe) -> list[float]:
         """Every point is a virtual client with the same rows."""
         texts = self.objective.texts(request.examples)
-        shares = [self._still(texts, point, request.layout, request.carry) for point in request.points]
+        shares = [self.still(texts, point, request.layout, request.carry) for point in request.points]
         count = max(1, self.objective.count(request.examples))
         return [
             float(self.objective.losses(said, base, request.examples).double().sum()) / count
@@ -263,8 +291,8 @@ class Slots:
 
     def _logits(self, request: Logits) -> Tensor:
         forward: Forward = "pooled" if self.objective.forward == "pooled" else "logits"
-        share = self._still(self.objective.texts(request.examples), request.x, request.layout, request.carry)
-        (said,) = self._read_said(self.model.laid_out([share], self.pad), forward)
+        share = self.still(self.objective.texts(request.examples), request.x, request.layout, request.carry)
+        (said,) = self.read_said(self.model.laid_out([share], self.pad), forward)
         return padded.together(said, forward).cpu()
 
     def _all_said(self, shares: Sequence[Share]) -> Iterator[tuple[list[Tensor], list[Tensor] | None]]:
@@ -273,20 +301,21 @@ class Slots:
             stream = self.model.laid_out(chosen, self.pad)
             none: Sequence[list[Tensor] | None] = [None] * len(chosen)
             base = none if self.objective.reference is None else self._base_said(stream)
-            yield from zip(self._read_said(stream), base, strict=True)
+            yield from zip(self.read_said(stream), base, strict=True)
 
     def _base_said(self, stream: Stream) -> list[list[Tensor]]:
         """What the base says of a stream's texts; see `Reference.base_said`."""
         layout = self.adapted.layout
-        nowhere = self._still((), self.adapted.w.new_zeros(layout.size), layout, ())
-        return self._read_said(stream.met([nowhere] * len(stream.texts)))
+        nowhere = self.still((), self.adapted.w.new_zeros(layout.size), layout, ())
+        return self.read_said(stream.met([nowhere] * len(stream.texts)))
 
     @torch.no_grad()
-    def _read_said(self, stream: Stream, forward: Forward | None = None) -> list[list[Tensor]]:
+    def read_said(self, stream: Stream, forward: Forward | None = None) -> list[list[Tensor]]:
+        """What the model says of each share's texts, nothing saved."""
         with self._said(stream, training=False, forward=forward) as said:
             return said
 
-    def _still(self, texts: Sequence[Text], x: Params, layout: Layout, carry: Carry) -> Share:
+    def still(self, texts: Sequence[Text], x: Params, layout: Layout, carry: Carry) -> Share:
         """Texts that meet a model in which nothing is trained."""
         pieces, sparse = self.pieces(x, layout, carry)
         return Share(texts, pieces, None, sparse, self.together.heads(x.to(self.adapted.w), None, layout))

@@ -1,7 +1,6 @@
 """Texts of several clients one behind the other, without filling: what one shared forward pass is given.
 
-A text that begins as the one before it (`Text.shared`) brings only what comes after: its trunk is in the stream already,
-and its tokens attend to that.
+A text that begins as an earlier one (`Text.shared`) brings only what comes after: its trunk is in the stream already.
 
 Products over fewer than LEAST rows are computed by other kernels on some machines, in other bits: a shorter stream is
 filled up with a text of nobody, and so are the places where the model's word is wanted. Where a library prepares every

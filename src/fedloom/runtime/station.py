@@ -330,13 +330,15 @@ def _versions(built: Built) -> Versions:
 
 
 PATHS = re.compile(r"(?:[A-Za-z]:)?[\\/~][^\s:;,()]*[\\/][^\s:;,()]*")
+QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|[^\\])*?\1(?!\w)""")
+"""What stands in quotes in an error was read from a row, such as a label that is none, or was typed by the user."""
 
 
 def _hint(error: Exception) -> str:
-    """What the server may know of a mistake here: our own words about settings, without this machine's paths."""
+    """What the server may know of a mistake here: our own words, without this machine's paths and its rows' words."""
     if not isinstance(error, UserError):
         return _kind(error)
-    return PATHS.sub("(a path)", " ".join(str(error).split()))[:300]
+    return PATHS.sub("(a path)", QUOTED.sub("(...)", " ".join(str(error).split())))[:300]
 
 
 def _kind(error: Exception) -> str:
