@@ -11,6 +11,7 @@ from sklearn import metrics as sklearn
 
 from data.tiny_tokenizers import byte_tokenizer
 from fedloom.config.load import load as load_config
+from fedloom.contracts import HOME, Missing, TooFewReplies
 from fedloom.data.config import DataConfig
 from fedloom.data.encoders import encoder_of
 from fedloom.data.labelled import LabelEncoder, Labelled, class_notes, labels_of
@@ -167,6 +168,11 @@ def test_no_word_of_a_row_is_told_to_a_server(private):
         made.check([Row("t", "", f"a private {private}")])
     told = _hint(caught.value)
     assert "have the label (...), which is not in the label map (a, b)" in told
+
+
+def test_a_server_whose_teacher_diverged_is_no_client():
+    few = TooFewReplies(0, 1, {HOME: Missing("nonfinite", "the teacher alone"), 3: Missing("late", "40 s")})
+    assert str(few).endswith("(the server: nonfinite, the teacher alone; client 3: late, 40 s)")
 
 
 @pytest.mark.parametrize("key", ["objective.labels=[a,a]", "objective.labels=[a]", "objective.labels=[]"])

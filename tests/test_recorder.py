@@ -51,8 +51,8 @@ def test_what_does_not_exist_is_empty(tmp_path):
 
 
 def test_what_the_algorithm_noted_has_columns_of_its_own(tmp_path):
-    """Drift and aggregation error, in every run, so that runs can be compared; the rest stays in the log of events."""
-    noted = [{"drift": 0.1 + 0.2, "aggregation_error": 1e-300, "staleness": 3.0}, {}, {"drift": 0.5}]
+    """Drift and aggregation error, in every run, so that runs can be compared; and what else the first round notes."""
+    noted = [{"drift": 0.1 + 0.2, "aggregation_error": 1e-300, "staleness": 3.0}, {}, {"drift": 0.5, "late": 1.0}]
     record(tmp_path, [replace(FINISHED, round=i, figures=figures) for i, figures in enumerate(noted)])
     rows = read_csv(tmp_path / "rounds.csv")
     assert [(row["drift"], row["aggregation_error"]) for row in rows] == [
@@ -60,8 +60,9 @@ def test_what_the_algorithm_noted_has_columns_of_its_own(tmp_path):
         (None, None),
         (0.5, None),
     ]
-    assert list(rows[0])[-2:] == ["drift", "aggregation_error"]
-    assert {"figures", "staleness"}.isdisjoint(rows[0])
+    assert list(rows[0])[-3:] == ["drift", "aggregation_error", "staleness"]
+    assert [row["staleness"] for row in rows] == [3.0, None, None]
+    assert {"figures", "late"}.isdisjoint(rows[0])
 
 
 def test_every_row_is_on_disk_at_once(tmp_path):

@@ -2,7 +2,8 @@
 
 metrics.csv   round, split, the metrics of fedloom.metrics.summary.columns, seconds: a row per evaluation and split
 clients.csv   round, split, client, examples, tokens, metrics: a row per evaluation, split and client
-rounds.csv    the fields of events.RoundFinished, drift and aggregation_error: a row per round
+rounds.csv    the fields of events.RoundFinished, drift, aggregation_error and what else the algorithm notes in the
+              first round: a row per round
 
 Floats are written by repr, so that they are read back to the same bits; an empty field is a value that does not exist.
 """
@@ -22,7 +23,9 @@ from fedloom.metrics.summary import columns
 Value: TypeAlias = float | str | None
 FILES = ("metrics.csv", "clients.csv", "rounds.csv")
 FIGURES = ("drift", "aggregation_error")
-"""What algorithms note that has a column of its own; the rest is in events.jsonl."""
+"""What algorithms note that always has a column of its own. What else the first round notes has one too; what only
+later rounds note is in events.jsonl.
+"""
 TEXT_COLUMNS = frozenset({"split", "client"})
 _COUNTS = ("examples", "tokens")
 
@@ -45,8 +48,10 @@ class Recorder:
         match event:
             case RoundFinished():
                 row = {name: value for name, value in asdict(event).items() if name != "figures"}
-                row |= {name: event.figures.get(name) for name in FIGURES}
-                self._tables["rounds.csv"].append([row], list(row))
+                table = self._tables["rounds.csv"]
+                known = table.header[len(row) :] if table.header else dict.fromkeys((*FIGURES, *event.figures))
+                row |= {name: event.figures.get(name) for name in known}
+                table.append([row], list(row))
             case Evaluated():
                 self._evaluated(event)
             case _:
@@ -112,8 +117,9 @@ class _Table:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._header = _parse(_whole_lines(path))[0] if path.exists() else []
-        self._file = path.open("a", encoding="utf-8", newline="") if self._header else None
+        self.header = _parse(_whole_lines(path))[0] if path.exists() else []
+        """Columns, once the file is begun."""
+        self._file = path.open("a", encoding="utf-8", newline="") if self.header else None
         self._closed = False
 
     def append(self, rows: Sequence[Mapping[str, Value]], header: Sequence[str]) -> None:
@@ -122,14 +128,14 @@ class _Table:
             raise ValueError(f"{self._path.name} is closed; no event may follow")
         begun = self._file is not None
         if not begun:
-            self._header = list(header)
-        unknown = sorted({column for row in rows for column in row} - set(self._header))
+            self.header = list(header)
+        unknown = sorted({column for row in rows for column in row} - set(self.header))
         if unknown:
-            raise ValueError(f"{self._path} has no column for {', '.join(unknown)}; it has {', '.join(self._header)}")
-        lines = [[_text(row.get(column)) for column in self._header] for row in rows]
+            raise ValueError(f"{self._path} has no column for {', '.join(unknown)}; it has {', '.join(self.header)}")
+        lines = [[_text(row.get(column)) for column in self.header] for row in rows]
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8", newline="")
-        self._file.write(_lines(lines if begun else [self._header, *lines]))
+        self._file.write(_lines(lines if begun else [self.header, *lines]))
         self._file.flush()
 
     def close(self) -> None:
