@@ -17,7 +17,7 @@ from fedloom.params import Layout, Leaf
 
 LAYOUT = Layout.of([Leaf("small", (40, 3)), Leaf("large", (noise.PIECE + 9,)), Leaf("wide", (7,))])
 KINDS = ("gaussian", "rademacher")
-AMOUNT = st.floats(-0.01, 0.01, width=32)
+AMOUNT = st.floats(-(2**-7), 2**-7, width=32)
 TABLE = st.dictionaries(st.integers(0, 30), AMOUNT, max_size=12)
 
 
@@ -139,8 +139,8 @@ def test_ranges_follow_the_start():
 
 
 def test_a_pool_says_its_seeds():
-    amounts = torch.tensor([0.0, 0.25, -0.5])
-    assert Drift(11, amounts).table() == {pool(11, 1): 0.25, pool(11, 2): -0.5}
+    amounts = torch.tensor([0.0, 2**-5, -(2**-6)])
+    assert Drift(11, amounts).table() == {pool(11, 1): 2**-5, pool(11, 2): -(2**-6)}
     named = Drift(torch.tensor([pool(11, k) for k in range(3)]), amounts)
     assert torch.equal(moved(start(), LAYOUT, named), moved(start(), LAYOUT, Drift(11, amounts)))
 

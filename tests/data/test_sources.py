@@ -141,7 +141,7 @@ def test_a_split_that_the_root_has_not_is_named_with_those_it_has(tmp_path, monk
         raise UserError("it could not be fetched")
 
     monkeypatch.setattr(hub, "read_hub", unreachable)
-    with pytest.raises(UserError, match=r"no copy of split train of hh_rlhf, only of test \(data.split=test\); it could"):
+    with pytest.raises(UserError, match=r"no copy of split train of hh_rlhf, only of test \(data.split=test\); it"):
         load(DataConfig(source="hh_rlhf", root=str(tmp_path)), 0, "pairs")
     with pytest.raises(UserError, match=r"no copy of split train of sst2; it could not be fetched"):
         load(DataConfig(source="sst2", root=str(tmp_path)), 0, "labels")

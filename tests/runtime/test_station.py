@@ -187,7 +187,7 @@ def test_a_recipe_that_cannot_be_built_is_declined(tmp_path: Path, kind: type[Ex
     assert isinstance(desk.room.ended[NODE + ME], kind)
 
 
-@pytest.mark.parametrize("private", ["the patient fell", "it's hers", 'she said "no"', "it's \"hers\"", "a/b c", "\n"])
+@pytest.mark.parametrize("private", ["the patient fell", "it's hers", 'she said "no"', 'it\'s "hers"', "a/b c", "\n"])
 def test_what_a_mistake_quotes_stays_here(tmp_path: Path, private: str) -> None:
     """Where the wrong column is read as the label, the label that is none may be a whole text."""
 

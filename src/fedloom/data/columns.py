@@ -41,7 +41,7 @@ _OF_KIND: Final[Mapping[Kind, Mapping[str, tuple[str, ...]]]] = MappingProxyType
             "category": ("type", "task", "class"),
         },
         "judged": {
-            "output": (*ALIASES["output"], "messages", *ALIASES["messages"]),  # a conversation brings its prompt with it
+            "output": (*ALIASES["output"], "messages", *ALIASES["messages"]),  # a whole talk
             "label": ("good", "is_good", "desirable"),
             "category": ("type", "task", "class"),
         },
