@@ -169,7 +169,8 @@ class Leafwise:
         self.always = False
         """Go leaf by leaf even where nothing is shifted."""
         self._point, self._shifting = HERE, False
-        self._scratch = self.w.new_empty(_most(self.module, self.own))
+        self._most = _most(self.module, self.own)
+        self._scratch: Tensor | None = None
         self._used = 0
         self._inside = list[tuple[nn.Parameter, Tensor, int]]()
 
@@ -184,6 +185,7 @@ class Leafwise:
                 module.register_forward_hook(self._leave),
             )
         ]
+        handles.append(self.module.register_forward_hook(self._release))
         try:
             yield
         finally:
@@ -204,7 +206,7 @@ class Leafwise:
         try:
             yield
         finally:
-            self._shifting, self._used = False, 0
+            self._shifting, self._used, self._scratch = False, 0, None
             self._inside.clear()
             for tensor, leaf in self.tensors:
                 tensor.data = self._weights(leaf).view(leaf.shape)
@@ -213,6 +215,8 @@ class Leafwise:
         if not self._shifting:
             return
         seed, shift = self._point
+        if self._scratch is None:
+            self._scratch = self.w.new_empty(self._most)
         for tensor, leaf in self.own[module]:
             self._inside.append((tensor, tensor.data, self._used))
             room = self._scratch[self._used : self._used + leaf.size]
@@ -227,6 +231,10 @@ class Leafwise:
         for _tensor in self.own[module]:
             tensor, before, self._used = self._inside.pop()
             tensor.data = before
+
+    def _release(self, *_: Any) -> None:
+        """The model has said its word: what is made of that may have the room."""
+        self._scratch = None
 
     def _weights(self, leaf: Leaf) -> Tensor:
         return self.w[leaf.offset : leaf.offset + leaf.size]

@@ -42,8 +42,8 @@ def collate(texts: Sequence[Text], pad: int, device: torch.device) -> Batch:
     places = torch.tensor([place for text in texts for place in text.places], dtype=torch.long)
     targets = torch.tensor([target for text in texts for target in text.targets], dtype=torch.long)
     drawn = _drawn(texts).to(device) if any(text.shared for text in texts) else None
-    tensors = (one.to(device) for one in (ids, real, rows, places, targets))
-    return Batch(*tensors, counts, drawn)
+    ids, real, rows, places, targets = (one.to(device) for one in (ids, real, rows, places, targets))
+    return Batch(ids, real, rows, places, targets, counts, drawn)
 
 
 def _drawn(texts: Sequence[Text]) -> Tensor:

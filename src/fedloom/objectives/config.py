@@ -1,8 +1,8 @@
 """Which loss is minimised."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedloom.data.rows import Kind
 from fedloom.settings import Strict
@@ -31,6 +31,14 @@ class ClassifyConfig(Strict):
         "mean of all, or the last. auto: last for decoders, mean for encoders.",
     )
     head: Literal["linear", "mlp"] = Field("linear", description="mlp: a dense layer with tanh before the last one.")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, given: Any) -> Any:
+        """Data often calls its classes 0 and 1; rows hold them as text."""
+        if not isinstance(given, list):
+            return given
+        return [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in given]
 
 
 class DpoConfig(Strict):
