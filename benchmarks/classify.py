@@ -41,8 +41,8 @@ class Arm:
     recipe: str
     overrides: tuple[str, ...] = ()
     engine: str = "slots"
-    late: int = 0
-    """How many seeds of the other arms come before the first of this one."""
+    turns: tuple[int, ...] = (0,) * len(SEEDS)
+    """When each seed is run, smaller ones first: what is asked first, and dear arms late."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Task:
     arms: tuple[Arm, ...]
 
 
-def arms(recipe: str, distilled: str, late: int, *shared: str) -> tuple[Arm, ...]:
-    """The arms; `shared` holds for all of them."""
+def arms(recipe: str, distilled: str, turns: list[tuple[int, ...]], *shared: str) -> tuple[Arm, ...]:
+    """The arms and their turns; `shared` holds for all of them."""
     whole = ("adapter={kind: full}", "model.dtype=float32", "local.lr=2e-4", *shared)
     lora = ("model.dtype=bfloat16", *shared)
     return (
-        Arm("FedLoRA", recipe, lora, late=late),
-        Arm("centralized LoRA", recipe, (*lora, "algorithm=centralized"), late=late),
-        Arm("local LoRA", recipe, (*lora, "algorithm=local"), late=late + 1),
-        Arm("FedLoRA, student", recipe, (*lora, STUDENT), late=late),
-        Arm("FedKD-LoRA, student", distilled, lora, late=late),
-        Arm("FedAvg, full", recipe, whole, "reference", late=late + 1),
+        Arm("FedLoRA", recipe, lora, turns=turns[0]),
+        Arm("centralized LoRA", recipe, (*lora, "algorithm=centralized"), turns=turns[0]),
+        Arm("local LoRA", recipe, (*lora, "algorithm=local"), turns=turns[1]),
+        Arm("FedLoRA, student", recipe, (*lora, STUDENT), turns=turns[2]),
+        Arm("FedKD-LoRA, student", distilled, lora, turns=turns[3]),
+        Arm("FedAvg, full", recipe, whole, "reference", turns[4]),
     )
 
 
@@ -75,13 +75,19 @@ TASKS = (
         "sst2",
         ("accuracy", "loss"),
         ("evaluate.metrics=[loss, accuracy]", EVERY),
-        arms("sst2-fedlora", "sst2-fedkd", 0),
+        arms("sst2-fedlora", "sst2-fedkd", [(0, 1, 2), (8, 10, 10), (0, 4, 4), (0, 5, 7), (3, 11, 11)]),
     ),
     Task(
         "cola",
         ("matthews", "accuracy", "loss"),
         ("evaluate.metrics=[loss, accuracy, matthews]", EVERY),
-        arms("sst2-fedlora", "cola-fedkd", 1, "data.source=cola", "data.limit=null"),
+        arms(
+            "sst2-fedlora",
+            "cola-fedkd",
+            [(6, 9, 9), (8, 10, 10), (6, 9, 9), (7, 10, 10), (12, 13, 13)],
+            "data.source=cola",
+            "data.limit=null",
+        ),
     ),
 )
 
@@ -118,9 +124,9 @@ def found() -> dict[str, Record]:
 
 
 def jobs(tasks: list[Task]) -> Iterator[Job]:
-    """Seed after seed, what is asked first before the rest."""
+    """All runs in their order."""
     every = [Job(task, arm, seed) for seed in SEEDS for task in tasks for arm in task.arms]
-    return iter(sorted(every, key=lambda job: job.seed + job.arm.late))
+    return iter(sorted(every, key=lambda job: job.arm.turns[SEEDS.index(job.seed)]))
 
 
 # -- a run ---------------------------------------------------------------------------------------------------------

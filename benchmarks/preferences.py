@@ -82,7 +82,7 @@ def measure(recipe: str, name: str, seed: int) -> dict[str, Any]:
     return {
         "recipe": recipe, "variant": name, "seed": seed,
         "before": round(float(first["preference_accuracy"] or 0), 3),
-        "half way": round(float(found[len(found) // 2]["preference_accuracy"] or 0), 3),
+        "half way": round(float(found[len(found) // 2]["preference_accuracy"] or 0), 3) if everybody is None else "",
         "after": accuracy if everybody is None else round(everybody, 3),
         "on its own pairs": "" if everybody is None else accuracy,
         "loss": round(float(last["loss"] or 0), 3), "margin": round(float(last["margin"] or 0), 2),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import median, peak_mib, say, table
+from machine import median, say, table
 from rig import Rig, encoded
 from timing import interleaved, judged, merge, middle, ratios, spread, targets_table
 from transformers import LlamaForCausalLM
@@ -56,9 +56,11 @@ def memory(kind: str) -> dict[str, Any]:
 
 def one(name: str, kind: str) -> float:
     """MiB one way takes above what was taken before there was a model."""
+    settings = config(kind)
+    tokenizer = words(settings.vocab_size)
     before = resident()
     torch.manual_seed(0)
-    module = LlamaForCausalLM(config(kind)).eval()
+    module = LlamaForCausalLM(settings).eval()
     source = random.Random(0)
     batch = [text(source, module.config.vocab_size) for _ in range(TEXTS)]
     if name == "inference":
@@ -66,15 +68,14 @@ def one(name: str, kind: str) -> float:
         with torch.no_grad():
             for _ in range(2 * WALK):
                 module(input_ids=ids, labels=ids, use_cache=False)
-        return peak_mib() - before
-    vocab = module.config.vocab_size
-    adapted = full.adapt(Base(module, torch.device("cpu"), kind, "eager", 0))
+        return resident("VmHWM") - before
+    adapted = full.adapt(Base(module, kind, torch.device("cpu"), torch.float32, 0, None))
     del module
-    engine = Reference(adapted, words(vocab), (END,))
+    engine = Reference(adapted, tokenizer, (END,))
     engine.admit(Call(0, request(name, adapted, batch)))
     ((_, run),) = engine.advance()
     assert run.steps, run
-    return peak_mib() - before
+    return resident("VmHWM") - before
 
 
 def request(name: str, adapted: Any, batch: list[Encoded]) -> Any:
@@ -94,10 +95,10 @@ def text(source: random.Random, vocab: int) -> Encoded:
     return Encoded(ids, ids, ids[:1], "", None)
 
 
-def resident() -> float:
-    """MiB in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+def resident(which: str = "VmRSS") -> float:
+    """MiB in memory now, or (VmHWM) at most so far; other counters remember the process this one came from."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
 
 
 def time(kind: str, turns: int) -> dict[str, Any]:
@@ -120,7 +121,9 @@ def time(kind: str, turns: int) -> dict[str, Any]:
     aims = {"plain loop": None, "two passes": AIM_APART, "one pass": AIM_TOGETHER}
     for name, aim in aims.items():
         found = ratios(times[name], times["inference"])
-        rows.append({"way": name, "over one padded forward pass": middle(found), "range": spread(found), "turns": turns})
+        rows.append(
+            {"way": name, "over one padded forward pass": middle(found), "range": spread(found), "turns": turns}
+        )
         if aim is not None:
             targets.append(judged(f"an adapter, batch 4, {name}: a step over inference", median(found), "<=", aim))
     ms = middle([1e3 * t / len(work) for t in times["inference"]], 1)
@@ -141,9 +144,7 @@ def inferred(module: Any, work: Steps) -> None:
 
 def walked(rig: Rig, steps: list[list[Encoded]]) -> None:
     seeds = [(step,) for step in range(len(steps))]
-    rig.engine.admit(
-        Call(0, Wander(rig.adapted.start, rig.layout, steps, [1e-4] * len(steps), seeds, 1e-3, "client"))
-    )
+    rig.engine.admit(Call(0, Wander(rig.adapted.start, rig.layout, steps, [1e-4] * len(steps), seeds, 1e-3, "client")))
     found: list[Any] = []
     while not found:
         found = rig.engine.advance()
@@ -152,7 +153,7 @@ def walked(rig: Rig, steps: list[list[Encoded]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", choices=["memory", "time", []], help="default: both")
+    parser.add_argument("parts", nargs="*", metavar="part", help="default: both")
     parser.add_argument("--try", dest="toy", action="store_true", help="a toy model, nothing written")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--model", default="small", help=argparse.SUPPRESS)

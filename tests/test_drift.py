@@ -105,7 +105,7 @@ def test_a_thousand_moves_there_and_back_are_exact():
     first = footing.w.clone()
     for seed in range(300):
         footing.add({seed: source.gauss(0, 1e-3)})
-    footing.go({seed: 0.0 for seed in range(300)})
+    footing.go(dict.fromkeys(range(300), 0.0))
     assert torch.equal(footing.w, first)
 
 
@@ -115,7 +115,7 @@ def test_rounding_the_start_is_small():
     assert float(LAYOUT.take(apart, ["small"]).max()) <= 2 / 2**25
 
 
-@pytest.mark.parametrize("table", [{1: 0.5}, {s: 0.03 for s in range(400)}], ids=["one step", "many"])
+@pytest.mark.parametrize("table", [{1: 0.5}, dict.fromkeys(range(400), 0.03)], ids=["one step", "many"])
 def test_leaving_the_range_is_said_and_changes_nothing(table):
     footing = Footing(start(), LAYOUT)
     footing.to(of({7: 0.01}))

@@ -39,6 +39,9 @@ METHODS = {
     "diloco": (),
     "scaffold": (),
     "fedbuff": ("algorithm.buffer=2", "clients.0-2.speed=3"),
+    "fedmezo": ("algorithm.rate=model_diff",),
+    "fedkseed": ("algorithm.pro=true", "algorithm.pool=64"),
+    "decomfl": ("algorithm.steps=2", "algorithm.log=2"),
 }
 PLAIN = ("evaluate.metrics=[loss]", "aggregate.server_optimizer.lr=1", "aggregate.server_optimizer.momentum=0")
 
@@ -55,12 +58,12 @@ def test_killed_resumed_and_in_a_second_process_it_is_the_same_run(tmp_path, nam
     broken = killed_at(cfg, lambda seen: sum(isinstance(e, ClientTrained) for e in seen) == 5)
     experiment.resume(broken)
     same(whole, broken)
-    if name in ("flexlora", "fedex", "slora", "dual"):
+    if name in ("flexlora", "fedex", "slora", "dual", "fedkseed"):
         there = experiment.run(config(tmp_path, name, "runtime=loopback")).folder
         assert weights(there) == weights(whole)
 
 
-@pytest.mark.parametrize("name", ["flexlora", "flora", "fedex", "slora", "ffa", "fedsa", "dual", "hetlora"])
+@pytest.mark.parametrize("name", ["flexlora", "flora", "fedex", "slora", "ffa", "fedsa", "dual", "hetlora", "decomfl"])
 def test_what_is_exported_is_what_was_evaluated(tmp_path, name):
     """Every folder loads in plain peft and gives the logits of the model inside the run."""
     seen: list[Event] = []

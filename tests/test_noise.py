@@ -83,7 +83,9 @@ def test_formats_and_long_leaves_hold_the_same_numbers(kind):
     count = 2 * noise.PIECE + 5
     wide = draw(9, start=7, count=count, kind=kind, dtype=torch.float64)
     assert torch.equal(draw(9, start=7, count=count, kind=kind).double(), wide)
-    assert torch.equal(wide[noise.PIECE + 1 :], draw(9, start=noise.PIECE + 8, count=noise.PIECE + 4, kind=kind).double())
+    assert torch.equal(
+        wide[noise.PIECE + 1 :], draw(9, start=noise.PIECE + 8, count=noise.PIECE + 4, kind=kind).double()
+    )
 
 
 def test_only_flat_numbers_are_drawn():
@@ -128,7 +130,8 @@ from fedloom import noise
 from fedloom.params import Layout, Leaf
 layout = Layout.of([Leaf("a", (1000, 301)), Leaf("b", (77,))])
 w = noise.add(torch.ones(layout.size), layout, 5, 1e-3)
-print(noise.fingerprint(), w.double().sum().item().hex(), (w.view(torch.int32).to(torch.int64) * torch.arange(len(w))).sum().item())
+bits = w.view(torch.int32).to(torch.int64) * torch.arange(len(w))
+print(noise.fingerprint(), w.double().sum().item().hex(), bits.sum().item())
 """
 
 

@@ -1,4 +1,4 @@
-"""Training without gradients in both engines: the definition by hand, one engine against the other, company, failures."""
+"""Training without gradients in both engines: by hand, one engine against the other, company, drifts, failures."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import tiny
 from engine import pair
 from engine.pair import ALL, SILENT, Pair, one, serve
 from fedloom import noise
-from fedloom.adapters.config import FullConfig, LoraConfig
+from fedloom.adapters.config import FullConfig
 from fedloom.contracts import ClientFailed, Wandered
 from fedloom.drift import Drift, moved, pool, rounded
 from fedloom.engine.requests import Evaluate, Generate, Probe, Wander
@@ -120,7 +120,9 @@ def test_the_slope_is_the_gradient_along_the_direction(double):
     """Central differences err by epsilon squared."""
     run = one(double.slots(), wander(double.somewhere(3), double.layout, step=False, epsilon=1e-5, batches=BATCHES[:1],
                                      lrs=LRS[:1], seeds=THREE[:1]))  # fmt: skip
-    like = one(double.slots(), double.descend(3, start=double.somewhere(3), batches=BATCHES[:1], lrs=[0.0], gradient=True))
+    like = one(
+        double.slots(), double.descend(3, start=double.somewhere(3), batches=BATCHES[:1], lrs=[0.0], gradient=True)
+    )
     for seed, slope in zip(THREE[0], run.slopes[0].tolist(), strict=True):
         wanted = float(like.gradient @ noise.direction(seed, double.layout, dtype=torch.float64))
         assert math.isclose(slope, wanted, rel_tol=1e-5, abs_tol=1e-6)
@@ -261,7 +263,8 @@ def test_leaf_by_leaf_is_the_whole_vector(folders, family):
     request = wander(x, rig_.layout, epsilon=1e-2, step=False)
     run = rig_.ask(request)
     assert torch.equal(adapted.w, x + before)  # not a bit was touched
-    assert all(p.data_ptr() == adapted.w[leaf.offset :].data_ptr() for p, leaf in zip(adapted.tensors, rig_.layout.leaves, strict=True))  # fmt: skip
+    for tensor, leaf in zip(adapted.tensors, rig_.layout.leaves, strict=True):
+        assert tensor.data_ptr() == adapted.w[leaf.offset :].data_ptr()
     for batch, (seed,), (slope,) in zip(request.batches, request.seeds, run.slopes.tolist(), strict=True):
         z = noise.direction(seed, rig_.layout)
         up, down = rig_.ask(Probe((x + 1e-2 * z, x - 1e-2 * z), rig_.layout, batch))

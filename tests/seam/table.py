@@ -121,6 +121,7 @@ def rows() -> dict[str, Row]:
         "fedmezo-five-round": made(SLOW, {**MEZO, "rate": "five_round"}),
         "fedmezo-model-diff": made(SLOW, {**MEZO, "rate": "model_diff"}, server_optimizer=outer),
         "fedmezo-flexlora": made(replace(MIXED, lr=0.01), {**MEZO, "rate": "round_wise"}, space={"name": "products"}),
+        "fedmezo-flora": made(replace(MIXED, lr=0.01), "fedmezo", space={"name": "stacked"}),
         "fedmezo-median": made(SLOW, "fedmezo", rule={"name": "median"}),
         "fedkseed": made(NEAR, {"name": "fedkseed", "pool": 64}),
         "fedkseed-sums": made(NEAR_PAIR, {"name": "fedkseed", "pool": 2, "noise": "rademacher"}, learns=None),

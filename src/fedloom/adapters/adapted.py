@@ -225,7 +225,7 @@ class Adapted:
             UserError: the model has no numbers here.
         """
         self._has_numbers()
-        return self.now().to("cpu", copy=True)
+        return self.now().to("cpu", copy=not self.differences)
 
     def now(self) -> Params:
         """The model's vector [P] on its device; where leaves are differences, what was added to the base."""

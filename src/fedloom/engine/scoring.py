@@ -22,9 +22,9 @@ def alike(one: Evaluate, other: Evaluate) -> bool:
         other.max_new_tokens,
         other.layout,
     )
-    if one.drift is not None and not one.drift.same(other.drift):
-        return False
-    return settings and (one.drift is None) == (other.drift is None) and all(
+    if not settings or one.drift is not None:
+        return settings and one.drift is not None and one.drift.same(other.drift)
+    return other.drift is None and all(
         mine is theirs or torch.equal(mine, theirs)
         for mine, theirs in zip_longest((one.x, *one.carry), (other.x, *other.carry), fillvalue=_NOTHING)
     )

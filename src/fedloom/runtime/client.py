@@ -1,8 +1,8 @@
 """One client's side of one task: its rows, its memory, its random numbers, and what it may ask of the engine."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -31,13 +31,13 @@ from fedloom.engine.config import LocalConfig
 from fedloom.engine.lessons import Distil, courses
 from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander
 from fedloom.engine.schedule import round_rate, step_rates
+from fedloom.engine.zeroth import matrices, own_seeds
 from fedloom.errors import UserError
 from fedloom.noise import Kind
 from fedloom.params import Layout, Params
+from fedloom.runtime.noted import Attacker, Noted, NotedWalk
 from fedloom.runtime.store import PendingState
 
-Attacker = Callable[[Params, Trained, int], Trained]
-"""What a malicious client makes of its training: (start, training, seed) -> what it reports."""
 Split = Literal["train", "validation", "test"]
 
 
@@ -137,7 +137,7 @@ class LocalClient:
         one_batch: bool = False,
         gradient: bool = False,
         inner: Mapping[str, Tensor] | None = None,
-    ) -> "_Noted":
+    ) -> Noted:
         """See `fedloom.contracts.Client.descend`.
 
         Raises:
@@ -167,7 +167,7 @@ class LocalClient:
             gradient=gradient,
             inner=inner,
         )
-        return _Noted(self, x, Call(self.id, request))
+        return Noted(self, x, Call(self.id, request))
 
     def passes(self, count: float = 1.0) -> int:
         """Optimiser steps that see every training row `count` times."""
@@ -199,7 +199,7 @@ class LocalClient:
         kind: Kind = "gaussian",
         keep: bool = True,
         step: bool = True,
-    ) -> "_Wandering":
+    ) -> NotedWalk:
         """See `fedloom.contracts.Client.wander`.
 
         Raises:
@@ -211,13 +211,6 @@ class LocalClient:
         if steps is None and seeds is not None:
             steps = len(seeds)
         chosen = self._batches(batches or f"turn {turn}", steps)
-        if seeds is None:
-            seeds = [
-                [rng.key(self._root, "direction", turn, number, j) for j in range(directions)]
-                for number in range(len(chosen))
-            ]
-        if decayed is None:  # biases and norms are those of one dimension
-            decayed = [leaf.name for leaf in self.layout.leaves if len(leaf.shape) > 1]
         rates = step_rates(self.lr if lr is None else lr, len(chosen), self.plan.local.warmup, 1.0)
         if scales is not None:
             rates = [rate * scale for rate, scale in zip(rates, scales, strict=True)]
@@ -226,12 +219,14 @@ class LocalClient:
             layout=self.layout,
             batches=chosen,
             lrs=rates,
-            seeds=seeds,
+            seeds=own_seeds(rng.key(self._root, "directions", turn), len(chosen), directions)
+            if seeds is None
+            else seeds,
             epsilon=epsilon,
             label=f"{self.profile.name}, round {self.round + 1}",
             accumulate=self.plan.local.accumulate,
             weight_decay=weight_decay,
-            decayed=decayed,
+            decayed=matrices(self.layout) if decayed is None else decayed,
             limit=limit,
             forward=forward,
             kind=kind,
@@ -240,7 +235,7 @@ class LocalClient:
             carry=tuple(carry),
         )
         request.check()
-        return _Wandering(self, request, Call(self.id, request))
+        return NotedWalk(self, request, Call(self.id, request))
 
     def logits(self, x: Params, *, carry: Carry = ()) -> Call[Tensor]:
         """The model's outputs at `x` on the validation rows."""
@@ -341,53 +336,3 @@ class LocalClient:
             lengths=[row.size for row in rows] if local.group_by_length else None,
         )
         return [[rows[i] for i in batch] for batch in chosen]
-
-
-@dataclass(frozen=True)
-class _Noted:
-    """Awaits a training and remembers its numbers for the log."""
-
-    client: LocalClient
-    x: Params
-    call: Call[Trained]
-
-    def __await__(self) -> Any:
-        run = yield self.call
-        if self.client.attack is not None:
-            run = self.client.attack(self.x, run, self.client.key(f"attack {len(self.client.runs)}"))
-        if run.lr_sum > 0 or not run.steps:  # a look at gradients is no training
-            self.client.runs.append(run)
-        return run
-
-
-@dataclass(frozen=True)
-class _Wandering:
-    """Awaits a training without gradients and remembers its numbers for the log."""
-
-    client: LocalClient
-    request: Wander
-    call: Call[Wandered]
-
-    def __await__(self) -> Any:
-        run = yield self.call
-        if self.client.attack is not None:
-            run = self._attacked(run)
-        self.client.runs.append(run)
-        return run
-
-    def _attacked(self, run: Wandered) -> Wandered:
-        """What a malicious client makes of its weights.
-
-        Raises:
-            UserError: what it sends are slopes, and attacks are on weights.
-        """
-        start, y = self.request.start, run.y
-        if y is None or isinstance(start, Drift):
-            raise UserError(
-                "attack: malicious clients change the weights they send, and this algorithm's clients send slopes "
-                "along directions; use an algorithm that sends weights (fedmezo, fedavg), or leave `attack` out"
-            )
-        like = Trained(y, run.steps, run.lr_sum, run.examples, run.tokens, run.loss, run.skipped)
-        attack, key = self.client.attack, self.client.key(f"attack {len(self.client.runs)}")
-        assert attack is not None
-        return replace(run, y=attack(start, like, key).y)
