@@ -1,7 +1,7 @@
 """A step of preference tuning (DPO) against TRL's DPOTrainer: the same pairs, the same process, taking turns.
 
 `python benchmarks/dpo.py [--only MODEL DATA]`; `--try` does a few steps and writes nothing. Needs TRL
-(`pip install fedloom[test]`); hh-rlhf needs FEDLOOM_DATA. TRL makes its own tokens of the texts, batches and pads as it
+(`pip install fedloom[trl]`); hh-rlhf needs FEDLOOM_DATA. TRL makes its own tokens of the texts, batches and pads as it
 does for everybody; ours are made of its tokens, so both see the same numbers. Both begin at the same factors, with the
 same rate, clipping and AdamW, without dropout, checkpointing or logging; the reference is the base with its adapter
 off. After each of TRL's steps comes the same step of one client here, and after every eight of them the same eight by

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from machine import machine, say, table
 
 from fedloom import experiment
 from fedloom.config import load
+from fedloom.errors import RunStopped
 from fedloom.events import Evaluated, RoundFinished
 
 STEPS, POINTS = 10, 6
@@ -71,9 +73,10 @@ def curve(method: Method, rate: float, passes: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         where = [f"run.folder={folder}", f"federation.rounds={rounds}", f"evaluate.every={every}", f"local.lr={rate}"]
         config = load("quickstart", [*COMMON, *method.settings, *where])
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(RunStopped):
             experiment.run(config, [sink])
-    return found
+            return found
+    return [*found, {**found[-1], "loss": math.inf}]  # it diverged
 
 
 def main() -> None:

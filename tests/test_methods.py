@@ -85,7 +85,10 @@ def test_what_is_exported_is_what_was_evaluated(tmp_path, name):
     ids = torch.arange(5, 25)[None]
     for folder in folders:
         model, layout = next(value for key, value in kept.items() if folder.name in key)
-        parts.adapted.load(model.x, layout, model.carry)
+        if model.drift is not None:
+            parts.adapted.stand(model.drift, layout)
+        else:
+            parts.adapted.load(model.x, layout, model.carry)
         with torch.no_grad():
             ours = parts.adapted.module.eval()(input_ids=ids).logits
             base = load_model(cfg.model, trained_whole=False, longest=64).module.float()

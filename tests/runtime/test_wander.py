@@ -32,7 +32,7 @@ def test_it_is_as_the_recipe_says():
     assert [len(batch) for batch in request.batches] == [4, 4, 2]
     assert request.lrs == [0.05, 0.1, 0.1]
     assert (request.epsilon, request.accumulate, request.label) == (0.01, 2, "hospital, round 1")
-    assert request.seeds == [[rng.key(rng.key(11, "directions", 0), "direction", step, 0)] for step in range(3)]
+    assert request.seeds == [[rng.key(11, "direction", 0, step, 0)] for step in range(3)]
     assert (request.weight_decay, request.limit, request.forward, request.kind) == (0.0, None, False, "gaussian")
     assert (request.keep, request.step, request.carry) == (True, True, ())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedloom import rng
 from fedloom.contracts import Carry, Correct, Penalty
 from fedloom.drift import Drift
 from fedloom.engine.config import OptimizerConfig
@@ -137,3 +138,13 @@ class Generate:
     max_new_tokens: int
     carry: Carry = ()
     drift: Drift | None = None
+
+
+def own_seeds(root: int, turn: int, steps: int, directions: int) -> list[list[int]]:
+    """[steps, directions] seeds that nobody else draws: of a client's task, and the how many-th training in it."""
+    return [[rng.key(root, "direction", turn, step, j) for j in range(directions)] for step in range(steps)]
+
+
+def matrices(layout: Layout) -> list[str]:
+    """Leaves that decay where nothing else is said: biases and norms, which do not, have one dimension."""
+    return [leaf.name for leaf in layout.leaves if len(leaf.shape) > 1]

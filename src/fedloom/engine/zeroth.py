@@ -12,28 +12,18 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from fedloom import noise, rng
+from fedloom import noise
 from fedloom.contracts import ClientFailed, Wandered
 from fedloom.drift import Footing, Strayed
 from fedloom.engine.requests import Wander
 from fedloom.objectives.base import Objective
-from fedloom.params import Layout, Params
+from fedloom.params import Params
 
 Point: TypeAlias = tuple[int, float]
 """(seed, shift): theta + shift z(seed); a shift of 0 is theta itself."""
 HERE: Final[Point] = (0, 0.0)
 Moves: TypeAlias = Sequence[tuple[int, float]]
 """(seed, amount): theta += amount z(seed)."""
-
-
-def own_seeds(key: int, steps: int, directions: int) -> list[list[int]]:
-    """[steps, directions] seeds that nobody else draws."""
-    return [[rng.key(key, "direction", step, j) for j in range(directions)] for step in range(steps)]
-
-
-def matrices(layout: Layout) -> list[str]:
-    """Leaves that decay where nothing else is said: biases and norms, which do not, have one dimension."""
-    return [leaf.name for leaf in layout.leaves if len(leaf.shape) > 1]
 
 
 class Walk:

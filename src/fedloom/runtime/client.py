@@ -29,9 +29,8 @@ from fedloom.drift import Drift
 from fedloom.engine.batches import plan
 from fedloom.engine.config import LocalConfig
 from fedloom.engine.lessons import Distil, courses
-from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander
+from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander, matrices, own_seeds
 from fedloom.engine.schedule import round_rate, step_rates
-from fedloom.engine.zeroth import matrices, own_seeds
 from fedloom.errors import UserError
 from fedloom.noise import Kind
 from fedloom.params import Layout, Params
@@ -219,9 +218,7 @@ class LocalClient:
             layout=self.layout,
             batches=chosen,
             lrs=rates,
-            seeds=own_seeds(rng.key(self._root, "directions", turn), len(chosen), directions)
-            if seeds is None
-            else seeds,
+            seeds=seeds if seeds is not None else own_seeds(self._root, turn, len(chosen), directions),
             epsilon=epsilon,
             label=f"{self.profile.name}, round {self.round + 1}",
             accumulate=self.plan.local.accumulate,

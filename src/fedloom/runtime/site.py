@@ -14,7 +14,8 @@ from fedloom import rng
 from fedloom.channel.codec import size
 from fedloom.contracts import HOME, Client, ClientFailed, ClientId, Engine, Message, Missing, Profile, Stage, Summary
 from fedloom.engine.driver import drive
-from fedloom.runtime.client import Attacker, ClientData, LocalClient, LocalPlan
+from fedloom.runtime.client import ClientData, LocalClient, LocalPlan
+from fedloom.runtime.noted import Attacker
 from fedloom.runtime.store import PendingState
 
 T = typing.TypeVar("T")
