@@ -62,6 +62,7 @@ def arms(recipe: str, distilled: str, turns: list[tuple[int, ...]], *shared: str
     return (
         Arm("FedLoRA", recipe, lora, turns=turns[0]),
         Arm("centralized LoRA", recipe, (*lora, "algorithm=centralized"), turns=turns[0]),
+        Arm("centralized LoRA, lr 1e-3", recipe, (*lora, "algorithm=centralized", "local.lr=1e-3"), turns=turns[5]),
         Arm("local LoRA", recipe, (*lora, "algorithm=local"), turns=turns[1]),
         Arm("FedLoRA, student", recipe, (*lora, STUDENT), turns=turns[2]),
         Arm("FedKD-LoRA, student", distilled, lora, turns=turns[3]),
@@ -75,7 +76,7 @@ TASKS = (
         "sst2",
         ("accuracy", "loss"),
         ("evaluate.metrics=[loss, accuracy]", EVERY),
-        arms("sst2-fedlora", "sst2-fedkd", [(0, 1, 2), (8, 10, 10), (0, 4, 4), (0, 5, 7), (3, 11, 11)]),
+        arms("sst2-fedlora", "sst2-fedkd", [(0, 1, 2), (8, 10, 10), (0, 4, 4), (0, 5, 7), (3, 11, 11), (5, 5, 5)]),
     ),
     Task(
         "cola",
@@ -84,7 +85,7 @@ TASKS = (
         arms(
             "sst2-fedlora",
             "cola-fedkd",
-            [(6, 9, 9), (8, 10, 10), (6, 9, 9), (7, 10, 10), (12, 13, 13)],
+            [(6, 9, 9), (8, 10, 10), (6, 9, 9), (7, 10, 10), (12, 13, 13), (9, 9, 9)],
             "data.source=cola",
             "data.limit=null",
         ),
@@ -231,7 +232,7 @@ def apart(task: Task, ours: str, theirs: str, results: dict[str, Record]) -> str
 
 
 COMPARED = (
-    ("FedLoRA", "centralized LoRA"), ("FedLoRA", "local LoRA"), ("FedLoRA", "FedAvg, full"),
+    ("FedLoRA", "centralized LoRA"), ("FedLoRA", "centralized LoRA, lr 1e-3"), ("FedLoRA", "local LoRA"), ("FedLoRA", "FedAvg, full"),
     ("FedKD-LoRA, student", "FedLoRA, student"), ("FedLoRA, student", "FedLoRA"),
 )  # fmt: skip
 

@@ -294,7 +294,7 @@ class Hub:
         fold = Fold(rule, weigh, self._gate.staged(dispatches))
         missing: dict[ClientId, Missing] = {}
         sizes = Sizes()
-        self.traffic.bytes_down += sum(sizes(dispatch.down) for dispatch in dispatches)
+        self.traffic.bytes_down += sum(sizes(d.down) for d in dispatches if d.client != HOME)
         for reply, why in self._verdicts(dispatches, fold, fits):
             self._link(reply.dispatch.client).settle(reply.dispatch.client, round, why is None)
             self._note(reply, why, round)
@@ -352,7 +352,7 @@ class Hub:
     def _note(self, reply: Reply, why: Missing | None, round: int) -> None:
         client, summary = reply.dispatch.client, reply.summary
         name = self.profile(client).name
-        self.traffic.bytes_up += reply.bytes_up
+        self.traffic.bytes_up += reply.bytes_up if client != HOME else 0  # what it hears and says travels nowhere
         if why is not None:
             self.traffic.missing += 1
             self.events(ReplyMissing(round, client, name, why.reason, why.detail))
