@@ -25,6 +25,7 @@ from fedloom.config import Config, dump, load, parse
 from fedloom.config.checks import require
 from fedloom.config.methods import without_effect
 from fedloom.contracts import Algorithm, Model
+from fedloom.data.federated import CUT
 from fedloom.engine.schedule import round_rate
 from fedloom.errors import AskedToStop, UserError
 from fedloom.evaluation import Evaluator
@@ -242,7 +243,9 @@ class Session:
     def _end(self, state: Any) -> Run:
         dropped = self._dropped()
         if dropped:
-            self.events(Noted("left out: " + ", ".join(f"{n} x {why}" for why, n in sorted(dropped.items()))))
+            for word, some in (("left out", dropped.keys() - {CUT}), ("cut", dropped.keys() & {CUT})):
+                if some:
+                    self.events(Noted(f"{word}: " + ", ".join(f"{dropped[why]} x {why}" for why in sorted(some))))
         self._export(state)
         self.group.gather("the end of the run")
         status = "early_stopped" if self.progress.stopped else "finished"

@@ -26,6 +26,8 @@ from fedloom.errors import UserError
 _ANSWERS: Final = Wanted()
 CHARACTERS: Final = 5
 """Of one token, about; for expectations only."""
+CUT: Final = "the beginning of a long prompt"
+"""Among what was left out: rows that stay, without the first words of their prompts."""
 _PROBED: Final = 16  # rows encoded at the start to see that the template works and something is left
 
 
@@ -94,7 +96,7 @@ class ClientRows:
             self.dropped[split] = dict(dropped_of(made))
             cut = sum(1 for one in kept if isinstance(one, Pair | Judged) and one.cut)
             if cut:
-                self.dropped[split]["the beginning of a long prompt"] = cut
+                self.dropped[split][CUT] = cut
             self._shelf.put((self.name, split), kept)
         return kept
 
