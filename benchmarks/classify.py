@@ -179,12 +179,14 @@ def measure(job: Job) -> Record:
 
 
 def traffic(arm: Arm, record: Record) -> float:
-    """MB between the server and all its clients in a round, both ways; counted in events with the server's own worker.
+    """MB between the server and all its clients in a round, both ways.
 
-    In FedKD-LoRA that worker gets and gives the same student as each client, and is no machine of its own.
+    FedKD-LoRA's server has a worker of its own, which gets and gives the same student as a client and is no machine of
+    its own. Finished runs of before 21 November count it as traffic, later ones do not.
     """
-    own = arm.recipe.endswith("fedkd")
-    return record["bytes of a round"] * record["clients"] / (record["clients"] + own) / 1e6
+    moved, clients = record["bytes of a round"], record["clients"]
+    students = round(moved / (2 * 4 * record["trainable"]))  # float32, there and back
+    return moved * (clients / students if arm.recipe.endswith("fedkd") else 1) / 1e6
 
 
 def shown(values: list[float]) -> str:

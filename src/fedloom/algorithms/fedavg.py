@@ -91,7 +91,13 @@ class FedAvg:
         return self.average(s, fed, self.local, lambda start: start)[0]
 
     def average(
-        self, s: State, fed: Federation, task: Task[Any, Any], message: Callable[[Start], Message], **rules: Rule
+        self,
+        s: State,
+        fed: Federation,
+        task: Task[Any, Any],
+        message: Callable[[Start], Message],
+        doubt: Fits | None = None,
+        **rules: Rule,
     ) -> tuple[State, Got]:
         """A round in which clients train by `task`: what it makes of the state, and what came home.
 
@@ -100,6 +106,7 @@ class FedAvg:
             fed: the federation.
             task: what clients do; its replies hold `y`.
             message: the message to clients, made of where they begin.
+            doubt: why a reply's further fields cannot be used; None: they always can.
             rules: how further fields of the replies are combined.
         """
         phase = self.space.phase(fed.round)
@@ -116,7 +123,9 @@ class FedAvg:
         if self.guard is not None and len(cohort) < self.guard.least:
             raise NobodyReplied(f"{len(cohort)} clients could be asked, the rule needs {self.guard.least} replies")
         combined = {"y": self.rule(point, phase, sketch), **rules}
-        got = fed.collect(task, down, cohort, combined, self.fits(fed, phase, s.x.dtype))
+        fits = self.fits(fed, phase, s.x.dtype)
+        both: Fits = fits if doubt is None else lambda client, up: fits(client, up) or doubt(client, up)
+        got = fed.collect(task, down, cohort, combined, both)
         term, memory = self.server.step(point, got.value.y, s.memory[phase])
         x, carry = self.space.close(s.x, s.carry, term, fed.round)
         mean = (x, carry) if self.server.plain else self.space.close(s.x, s.carry, got.value.y, fed.round)

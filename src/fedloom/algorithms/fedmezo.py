@@ -27,6 +27,7 @@ from fedloom.algorithms.fedavg import FedAvg, Result, Start
 from fedloom.contracts import (
     Client,
     ClientFailed,
+    ClientId,
     Federation,
     Message,
     Model,
@@ -42,6 +43,8 @@ from fedloom.params import Params
 Rate: TypeAlias = Literal["frozen", "random", "round_wise", "five_round", "model_diff"]
 WINDOW = 5
 """Rounds whose losses `five_round` looks at."""
+MOST = 1e6
+"""Nats of a mean loss, or a distance of two models, beyond belief."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class FedMezo:
             return Walk(start, s.spread)
 
         if self.rate in ("round_wise", "five_round"):
-            shared, got = self.fedavg.average(s.shared, fed, self.measured, walk, measure=Gather())
+            shared, got = self.fedavg.average(s.shared, fed, self.measured, walk, beyond_belief, measure=Gather())
             return State(shared, spread([value for value, _ in got.value.measure if value is not None]))
         shared, got = self.fedavg.average(s.shared, fed, self.local, walk)
         if self.rate != "model_diff":
@@ -142,7 +145,7 @@ class FedMezo:
         told = {
             layout: Moved(self.space.lower(shared.x, layout)) for layout in {fed.profile(i).layout for i in got.clients}
         }
-        far = fed.collect(self.deviate, lambda i: told[fed.profile(i).layout], got.clients, Gather())
+        far = fed.collect(self.deviate, lambda i: told[fed.profile(i).layout], got.clients, Gather(), beyond_belief)
         return State(shared, spread([value for value, _ in far.value.measure]))
 
     def model(self, s: State) -> Model:
@@ -204,6 +207,13 @@ class FedMezo:
 
     def _lifted(self, y: Params, client: Client) -> Term:
         return self.space.lift(y, client.layout, 0)
+
+
+def beyond_belief(client: ClientId, up: Measured | Deviation) -> str | None:
+    """Why a measure cannot be a loss or a distance; one such lie would make all others look alike."""
+    if up.measure is None or abs(up.measure) <= MOST:
+        return None
+    return f"its measure is {up.measure:g}, beyond any loss or distance ({MOST:g})"
 
 
 def spread(measures: Sequence[float]) -> Spread | None:
