@@ -118,9 +118,8 @@ def test_clients_bytes_are_those_of_fedavg(tmp_path: Path) -> None:
     distilled, plain = list[Event](), list[Event]()
     experiment.run(config(tmp_path / "one", "federation.rounds=1"), [distilled.append])
     experiment.run(runs.config(tmp_path / "two", *NANO[1:], "federation.rounds=1"), [plain.append])
-    size = Parts(config(tmp_path)).adapted.layout.size
-    extra = bytes_up(distilled)[0] - bytes_up(plain)[0]
-    assert 4 * size < extra < 4 * size + 1000  # the worker's one student
+    assert bytes_up(distilled) == bytes_up(plain)  # what the server's own worker says travels nowhere
+    assert bytes_up(plain)[0] > 0
     figures = next(e.figures for e in distilled if isinstance(e, RoundFinished))
     assert {"student_loss", "teacher_loss"} <= set(figures)
 
