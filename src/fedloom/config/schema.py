@@ -12,6 +12,7 @@ from fedloom.data.config import CategoryConfig, DataConfig, PartitionConfig
 from fedloom.engine.config import EngineConfig, LocalConfig
 from fedloom.metrics.config import OWN, EvaluateConfig
 from fedloom.models.config import ModelConfig
+from fedloom.models.offsite_config import OffsiteConfig
 from fedloom.objectives.config import ObjectiveConfig, SftConfig
 from fedloom.runtime.attack_config import AttackConfig, NoAttackConfig
 from fedloom.runtime.config import CheckpointConfig, ClientOverride, FederationConfig, RunConfig, RuntimeConfig
@@ -25,6 +26,10 @@ class Config(Strict):
     run: RunConfig = RunConfig()
     seed: Annotated[int, Field(ge=0, description="Root of every random number.")] = 0
     model: ModelConfig = ModelConfig()
+    offsite: OffsiteConfig | None = Field(
+        None,
+        description="The model stays with its owner: clients tune its ends beside an emulator; null: they have it.",
+    )
     adapter: AdapterConfig = LoraConfig()
     data: DataConfig = DataConfig()
     partition: PartitionConfig = CategoryConfig()
