@@ -28,7 +28,7 @@ class Config(Strict):
     model: ModelConfig = ModelConfig()
     offsite: OffsiteConfig | None = Field(
         None,
-        description="The model stays with its owner: clients tune its ends beside an emulator; null: they have it.",
+        description="The model stays with its owner, and clients tune its ends beside an emulator; null: no.",
     )
     adapter: AdapterConfig = LoraConfig()
     data: DataConfig = DataConfig()

@@ -40,13 +40,13 @@ class OffsiteConfig(Strict):
     tail_layers: int = Field(1, ge=0, description="Blocks up to the last that clients train.")
     method: Literal["drop", "distill"] = Field(
         "drop",
-        description="The emulator: some of the middle blocks as they are, or these blocks aligned to all of them.",
+        description="The emulator: some of the middle blocks as they are, or these, aligned to all of them.",
     )
     drop_ratio: float = Field(0.5, description="Share of the middle blocks that the emulator leaves out.")
     rule: Literal["official", "fs_llm"] = Field(
         "official",
-        description="Which middle blocks stay, evenly spaced: the place rounded, as in the paper's code, or cut down to "
-        "a whole number, as in FederatedScope-LLM.",
+        description="Which middle blocks stay, evenly spaced: places rounded, as in the paper's code, or cut down to whole "
+        "numbers, as in FederatedScope-LLM.",
     )
     embeddings: bool = Field(False, description="Clients train the embeddings, the last norm and the head as well.")
     emulator: str | None = Field(
@@ -55,7 +55,6 @@ class OffsiteConfig(Strict):
     )
     evaluate: Literal["full", "emulator", "both"] = Field(
         "both",
-        description="What is scored: the owner's model with the clients' blocks put back in it, the emulator with them, "
-        "or both.",
+        description="What is scored: the owner's model with the clients' blocks put back, the emulator with them, or both.",
     )
     align: AlignConfig = AlignConfig()
