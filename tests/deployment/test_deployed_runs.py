@@ -80,6 +80,27 @@ def test_a_deployment_has_the_bits_of_the_simulation(federation: Federation, set
 
 
 @pytest.mark.slow
+def test_a_server_that_teaches_has_the_bits_of_the_simulation(federation: Federation) -> None:
+    """The teacher is where the public rows are: with the server; no client is told where it lies."""
+    write_rows(federation.root / "public", ["rows"], 24)
+    teacher = "algorithm={name: fedkd, teacher: {name: nano}, batch_size: 8, lr: 1e-3}"
+    federation.settings = (
+        teacher, "model.layers=[0, 2]", f"data.public_source={federation.root / 'public' / 'rows.jsonl'}"
+    )  # fmt: skip
+    wanted = simulated(federation)
+    federation.invite()
+    federation.start_server()
+    federation.start_clients(["site-a"], ["site-b", "site-c"])
+    assert federation.wait() == 0, federation.said()
+    assert last(federation.run()) == last(wanted), federation.said()
+    whole = 4 * 1_000_000  # bytes that only the teacher, of 1.8 million numbers, reaches
+    kept = (federation.run() / "clients").rglob("*.safetensors")
+    assert any(file.stat().st_size > whole for file in kept), "the server remembers what the teacher has learned"
+    taken = [file for file in (federation.root / "fedloom-client").rglob("*") if file.is_file()]
+    assert max(file.stat().st_size for file in taken) < whole
+
+
+@pytest.mark.slow
 def test_whoever_is_killed_comes_back_and_nothing_is_lost(federation: Federation) -> None:
     rounds = 6
     federation.settings = (*SCAFFOLD, f"federation.rounds={rounds}", "evaluate.every=0")
