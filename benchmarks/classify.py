@@ -57,14 +57,14 @@ class Task:
     """Share of the larger class among the rows of the published dev file: the accuracy of always saying it."""
 
 
-def arms(recipe: str, distilled: str, turns: list[tuple[int, ...]], *shared: str) -> tuple[Arm, ...]:
-    """The arms and their turns; `shared` holds for all of them."""
-    whole = ("adapter={kind: full}", "model.dtype=float32", "local.lr=2e-4", *shared)
+def arms(recipe: str, distilled: str, turns: list[tuple[int, ...]], full: str, *shared: str) -> tuple[Arm, ...]:
+    """The arms and their turns; `full` is the rate where all parameters are tuned, `shared` holds for all arms."""
+    whole = ("adapter={kind: full}", "model.dtype=float32", *shared, f"local.lr={full}")
     lora = ("model.dtype=bfloat16", *shared)
     return (
         Arm("FedLoRA", recipe, lora, turns=turns[0]),
         Arm("centralized LoRA", recipe, (*lora, "algorithm=centralized"), turns=turns[0]),
-        Arm("centralized LoRA, lr 1e-3", recipe, (*lora, "algorithm=centralized", "local.lr=1e-3"), turns=turns[5]),
+        Arm(SLOWER, recipe, (*lora, "algorithm=centralized", "local.lr=1e-3"), turns=turns[5]),
         Arm("local LoRA", recipe, (*lora, "algorithm=local"), turns=turns[1]),
         Arm("FedLoRA, student", recipe, (*lora, STUDENT), turns=turns[2]),
         Arm("FedKD-LoRA, student", distilled, lora, turns=turns[3]),
@@ -73,24 +73,35 @@ def arms(recipe: str, distilled: str, turns: list[tuple[int, ...]], *shared: str
 
 
 EVERY = "evaluate.every=4"
+SLOWER = "centralized LoRA, lr 1e-3"
+COLA = ("data.source=cola", "data.limit=null", "objective.head=mlp", "local.steps=40", "local.lr=1e-3")
 TASKS = (
     Task(
         "sst2",
         ("accuracy", "loss"),
         ("evaluate.metrics=[loss, accuracy]", EVERY),
-        arms("sst2-fedlora", "sst2-fedkd", [(0, 1, 2), (8, 10, 10), (0, 4, 4), (0, 5, 7), (3, 11, 11), (5, 5, 5)]),
+        arms(
+            "sst2-fedlora",
+            "sst2-fedkd",
+            [(0, 1, 2), (8, 10, 10), (0, 4, 4), (0, 5, 7), (3, 11, 11), (5, 5, 5)],
+            "2e-4",
+        ),
         3741 / 6735,
     ),
     Task(
         "cola",
         ("matthews", "accuracy", "loss"),
         ("evaluate.metrics=[loss, accuracy, matthews]", EVERY),
-        arms(
-            "sst2-fedlora",
-            "cola-fedkd",
-            [(6, 9, 9), (8, 10, 10), (6, 9, 9), (7, 10, 10), (12, 13, 13), (9, 9, 9)],
-            "data.source=cola",
-            "data.limit=null",
+        tuple(
+            arm
+            for arm in arms(
+                "sst2-fedlora",
+                "cola-fedkd",
+                [(6, 8, 8), (8, 10, 10), (6, 8, 8), (7, 9, 9), (8, 12, 12), (9, 9, 9)],
+                "1e-4",
+                *COLA,
+            )
+            if arm.name != SLOWER  # its rate is that of the others here
         ),
         365 / 527,
     ),

@@ -1,9 +1,10 @@
-"""Training without gradients: its memory where every parameter is trained, its time where an adapter is.
+"""Training without gradients: its memory where every parameter is trained, its time where an adapter is, its bytes.
 
-`python benchmarks/zeroth.py [memory|time]`, both by default. memory: each variant in a process of its own, 46 M
-parameters in float32, 4 texts of 128 tokens; MiB above what the libraries take, so that the ratio is of model and
+`python benchmarks/zeroth.py [memory|time|rebuild|bytes]`, all by default. memory: each variant in a process of its own,
+46 M parameters in float32, 4 texts of 128 tokens; MiB above what the libraries take, so that the ratio is of model and
 activations alone. time: CPU seconds of one thread; variants take turns, a ratio is the median of the turns' ratios.
-`--try` runs a toy and writes nothing.
+rebuild: CPU time of a number that is drawn and added, when a model is rebuilt from its amounts. bytes: a round's
+messages as they are encoded, at two sizes. `--try` runs a toy and writes nothing.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from time import process_time
+from typing import Any, Final
 
 import torch
 from machine import median, say, table
@@ -21,16 +23,25 @@ from timing import interleaved, judged, merge, middle, ratios, spread, targets_t
 from transformers import LlamaForCausalLM
 
 from fedloom.adapters import full
+from fedloom.algorithms import seeded
+from fedloom.algorithms.fedkseed import Moves, Start
+from fedloom.algorithms.fedkseed import Result as Sent
+from fedloom.algorithms.ferret import Result as Coordinates
+from fedloom.algorithms.seeded import History, Log
+from fedloom.channel.codec import size
 from fedloom.contracts import Call
 from fedloom.data.encode import Encoded
-from fedloom.drift import Drift
+from fedloom.drift import Drift, moved
 from fedloom.engine.config import OptimizerConfig
 from fedloom.engine.reference import Reference
 from fedloom.engine.requests import Descend, Wander
 from fedloom.models.load import Base, load_model
+from fedloom.noise import Kind
+from fedloom.params import Layout, Leaf
 from models import END, PAD, QUERY_VALUE, Steps, client, config, words
 
 TEXTS, LENGTH, WALK = 4, 128, 3
+KINDS: Final[tuple[Kind, ...]] = ("gaussian", "rademacher", "uniform")
 MEMORY = {
     "inference": "transformers' own forward pass and loss",
     "drift": "FedKSeed's client: from a drift, slopes alone go out",
@@ -88,6 +99,50 @@ def request(name: str, adapted: Any, batch: list[Encoded]) -> Any:
     seeds = [(step,) for step in range(WALK)]
     start = Drift(7, torch.tensor([1e-5, -1e-5])) if name == "drift" else torch.zeros(adapted.layout.size)
     return Wander(start, adapted.layout, batches, lrs, seeds, 1e-3, "client", keep=name == "weights")
+
+
+def rebuild(numbers: int, amounts: int) -> dict[str, Any]:
+    """Nanoseconds for each of `numbers` x `amounts`, by distribution; and what 4,096 amounts come to."""
+    layout = Layout.of([Leaf(f"layer.{i}", (numbers // 16,)) for i in range(16)])
+    rows = []
+    for kind in KINDS:
+        drift = Drift(7, torch.full((amounts,), 1e-4), kind)
+        moved(torch.zeros(layout.size), layout, Drift(7, torch.full((1,), 1e-4), kind))
+        times = []
+        for _ in range(3):
+            began = process_time()
+            moved(torch.zeros(layout.size), layout, drift)
+            times.append((process_time() - began) / layout.size / amounts * 1e9)
+        found = min(times)
+        rows.append({"noise": kind, "ns a number": round(found, 2), "4,096 of 1.6 M, s": round(found * 6.55, 1),
+                     "4,096 of 46 M, min": round(found * 188.4 / 60, 1)})  # fmt: skip
+    return {"rows": rows, "targets": []}
+
+
+def messages() -> dict[str, Any]:
+    """KiB of a client's round, as encoded: pool 4,096, 200 steps."""
+    rows, targets = [], []
+    for numbers in (1_600_000, 46_000_000):
+        layout = Layout.of([Leaf(f"layer.{i}.weight", (numbers // 10,)) for i in range(10)])
+        origin = seeded.origin(layout)
+        moves = Moves(torch.zeros(200, dtype=torch.int16), torch.zeros(200), 1e-3)
+        many = Moves(torch.zeros(0, dtype=torch.int16), torch.zeros(4096), 1e-3)
+        amounts, chances, none = torch.zeros(4096), torch.zeros(4096), torch.zeros(0)
+        history = History(torch.zeros(1, 4096), 1, {})
+        found = {
+            "FedKSeed, down": (Start(amounts, none, moves.index[:0], none), 18),
+            "FedKSeed, up, 200 steps": (Sent(moves=moves, origin=origin, weight=200.0), 18),
+            "FedKSeed, up, any number of steps": (Sent(moves=many, origin=origin, weight=200.0), 18),
+            "FedKSeed-Pro, down": (Start(amounts, chances, moves.index[:0], none), 34),
+            "FedKSeed-Pro, the server draws, down": (Start(amounts, none, moves.index, none), 18),
+            "Ferret, down, a round missed": (Log(4096, 64).down(history)(0), 18),
+            "Ferret, up": (Coordinates(gamma=amounts, origin=origin, weight=200.0), 18),
+        }
+        for name, (message, aim) in found.items():
+            kib = size(message) / 1024
+            rows.append({"numbers": f"{numbers / 1e6:g} M", "message": name, "KiB": round(kib, 2)})
+            targets.append(judged(f"{name}, {numbers / 1e6:g} M numbers: KiB", kib, "<=", aim))
+    return {"rows": rows, "targets": targets}
 
 
 def text(source: random.Random, vocab: int) -> Encoded:
@@ -153,7 +208,7 @@ def walked(rig: Rig, steps: list[list[Encoded]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help="default: both")
+    parser.add_argument("parts", nargs="*", metavar="part", help="default: all")
     parser.add_argument("--try", dest="toy", action="store_true", help="a toy model, nothing written")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--model", default="small", help=argparse.SUPPRESS)
@@ -164,7 +219,8 @@ def main() -> int:
         return 0
     kind = "micro" if asked.toy else asked.model
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "memory": lambda: memory(kind), "time": lambda: time(kind, 1 if asked.toy else 7)
+        "memory": lambda: memory(kind), "time": lambda: time(kind, 1 if asked.toy else 7),
+        "rebuild": lambda: rebuild(16_000 if asked.toy else 1_600_000, 4 if asked.toy else 64), "bytes": messages,
     }  # fmt: skip
     for part in asked.parts or parts:
         result = parts[part]()

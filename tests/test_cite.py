@@ -104,7 +104,7 @@ def test_server_optimisers_metrics_templates_and_sources_are_all_known():
 def test_every_paper_is_used_and_every_use_has_its_paper():
     tables = [*SECTIONS.values(), uses.LOSSES, uses.SERVERS, uses.ENCODINGS, uses.METRICS, uses.TEMPLATES, uses.SOURCES]
     used = {key for table in tables for papers in table.values() for key in papers}
-    assert used | {"guo2024fedsa", "kalajdzievski2023rslora", "sun2024ffa"} == PAPERS.keys()
+    assert used | {"guo2024fedsa", "kalajdzievski2023rslora", "sun2024ffa", "xiao2023offsite"} == PAPERS.keys()
     places = [place for _, _, _, place in PAPERS.values()]
     assert len(set(places)) == len(places)
     for key, (author, year, title, place) in PAPERS.items():
@@ -149,7 +149,12 @@ def test_plain_fedavg():
         (["algorithm=local"], "zhang2023fedit", False),
         (["algorithm=fedper", "algorithm.private=['*.A']"], "guo2024fedsa", False),
         (["algorithm=fedper", "algorithm.private=['*.A']"], "arivazhagan2019fedper", True),
+        (["offsite={}"], "xiao2023offsite", True),
         (["adapter.rslora=true"], "kalajdzievski2023rslora", True),
+        (["adapter={kind: dora, rslora: true}"], "kalajdzievski2023rslora", True),
+        (["adapter=vera"], "kopiczko2023vera", True),
+        (["adapter=vera"], "hu2021lora", False),
+        (["adapter=vera"], "zhang2023fedit", False),
         (["aggregate.rule=krum", "partition.clients=6"], "blanchard2017krum", True),
         (["attack=scaled"], "bagdasaryan2020backdoor", True),
         (["federation.sampling=size"], "efraimidis2006sampling", True),

@@ -16,7 +16,7 @@ from fedloom.drift import Drift, Footing, Strayed, moved, pool, rounded
 from fedloom.params import Layout, Leaf
 
 LAYOUT = Layout.of([Leaf("small", (40, 3)), Leaf("large", (noise.PIECE + 9,)), Leaf("wide", (7,))])
-KINDS = ("gaussian", "rademacher")
+KINDS = ("gaussian", "rademacher", "uniform")
 AMOUNT = st.floats(-(2**-7), 2**-7, width=32)
 TABLE = st.dictionaries(st.integers(0, 30), AMOUNT, max_size=12)
 
@@ -88,6 +88,38 @@ def test_many_small_moves_are_one_large(steps):
     assert torch.equal(footing.w, moved(start(), LAYOUT, of(total)))
 
 
+LEAVES = torch.tensor([0, 2, 2, 1, 0], dtype=torch.int32)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(AMOUNT, min_size=1, max_size=12), min_size=1, max_size=3))
+def test_directions_of_single_leaves_move_these_alone(path):
+    """Amount k moves leaf LEAVES[k modulo 5], whatever was visited before."""
+    footing = Footing(start(), LAYOUT)
+    footing.to(of({4: 0.01}))
+    first = moved(start(), LAYOUT, of({}))
+    for amounts in path:
+        footing.to(Drift(11, torch.tensor(amounts), "uniform", LEAVES))
+        wanted = first.clone()
+        for leaf, name in enumerate(LAYOUT.names):
+            mine = {pool(11, k): amount for k, amount in enumerate(amounts) if LEAVES[k % 5] == leaf}
+            part = LAYOUT.take(moved(start(), LAYOUT, of(mine, "uniform")), [name])
+            wanted = LAYOUT.put(wanted, [name], part)
+        assert torch.equal(footing.w, wanted)
+    footing.to(of({4: 0.01}))
+    assert torch.equal(footing.w, moved(start(), LAYOUT, of({4: 0.01})))
+
+
+def test_a_piece_that_leaves_its_range_puts_the_others_back():
+    footing = Footing(start(), LAYOUT)
+    footing.to(Drift(11, torch.full((5,), 0.01), "uniform", LEAVES))
+    before = footing.w.clone()
+    with pytest.raises(Strayed, match="large reached"):
+        footing.to(Drift(11, torch.cat([torch.full((4,), 0.02), torch.tensor([0.0, 0.0, 0.0, 0.45] * 80)]), "uniform",
+                         torch.tensor([0, 0, 0, 1], dtype=torch.int32)))  # fmt: skip
+    assert torch.equal(footing.w, before)
+
+
 def test_formats_agree():
     table = {seed: 0.003 * (seed - 4) for seed in range(9)}
     assert torch.equal(moved(start(), LAYOUT, of(table)).double(), moved(start(torch.float64), LAYOUT, of(table)))
@@ -156,6 +188,9 @@ def test_a_seed_that_comes_twice_counts_twice():
         (Drift(torch.tensor([1, 2]), torch.tensor([0.1])), "one amount for each seed"),
         (Drift(1, torch.zeros(2, 2)), "one amount for each seed"),
         (Drift(1, torch.tensor([math.inf])), "not finite"),
+        (Drift(torch.tensor([1]), torch.tensor([0.1]), "uniform", LEAVES), "numbered in a pool"),
+        (Drift(1, torch.tensor([0.1]), "uniform", LEAVES[:0]), "numbered in a pool"),
+        (Drift(1, torch.tensor([0.1]), "uniform", LEAVES + 3), "not among the 3"),
     ],
 )
 def test_what_is_no_drift_is_refused(drift, words):
@@ -174,9 +209,14 @@ def test_equal_drifts_are_the_same_and_others_not():
     ):  # fmt: skip
         assert not one.same(other)
     assert not pooled.same(Drift(4, one.amounts))
+    single = Drift(3, one.amounts, leaves=LEAVES)
+    assert single.same(Drift(3, one.amounts, leaves=LEAVES.clone()))
+    assert not single.same(pooled) and not pooled.same(single)
+    assert not single.same(Drift(3, one.amounts, leaves=LEAVES + 1))
 
 
-@pytest.mark.parametrize("drift", [of({1: 0.5, 1 << 62: -1.0}), Drift((1 << 63) - 1, torch.randn(5), "rademacher")])
+@pytest.mark.parametrize("drift", [of({1: 0.5, 1 << 62: -1.0}), Drift((1 << 63) - 1, torch.randn(5), "rademacher"),
+                                   Drift(3, torch.randn(5), "uniform", LEAVES)])  # fmt: skip
 def test_a_drift_travels_in_a_model(drift):
     model = Model(torch.empty(0), drift=drift)
     found = codec.decode(Model, codec.encode(model))

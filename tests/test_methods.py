@@ -42,6 +42,7 @@ METHODS = {
     "fedmezo": ("algorithm.rate=model_diff",),
     "fedkseed": ("algorithm.pro=true", "algorithm.pool=64"),
     "decomfl": ("algorithm.steps=2", "algorithm.log=2"),
+    "ferret": ("algorithm.bases=64", "algorithm.server_lr=0.01", "algorithm.log=2"),
 }
 PLAIN = ("evaluate.metrics=[loss]", "aggregate.server_optimizer.lr=1", "aggregate.server_optimizer.momentum=0")
 
@@ -63,7 +64,7 @@ def test_killed_resumed_and_in_a_second_process_it_is_the_same_run(tmp_path, nam
         assert weights(there) == weights(whole)
 
 
-@pytest.mark.parametrize("name", ["flexlora", "flora", "fedex", "slora", "ffa", "fedsa", "dual", "hetlora", "decomfl"])
+@pytest.mark.parametrize("name", ["flexlora", "flora", "fedex", "slora", "ffa", "fedsa", "dual", "hetlora", "decomfl", "ferret"])
 def test_what_is_exported_is_what_was_evaluated(tmp_path, name):
     """Every folder loads in plain peft and gives the logits of the model inside the run."""
     seen: list[Event] = []

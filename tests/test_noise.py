@@ -14,7 +14,7 @@ from fedloom.params import Layout, Leaf
 
 COUNT = 1 << 20
 SEEDS = st.integers(0, (1 << 63) - 1)
-KINDS = ("gaussian", "rademacher")
+KINDS = ("gaussian", "rademacher", "uniform")
 LAYOUT = Layout.of([Leaf("one", (300, 7)), Leaf("two", (noise.PIECE + 3,)), Leaf("three", (1,))])
 
 
@@ -35,6 +35,11 @@ def test_moments_are_those_of_the_distribution(kind, seed):
     assert abs(float(z.mean())) < 4.5 / math.sqrt(COUNT)
     if kind == "rademacher":
         assert set(z.tolist()) == {-1.0, 1.0}
+        return
+    if kind == "uniform":
+        assert abs(float(z.square().mean()) - noise.variance("uniform")) < 4.5 * math.sqrt(4 / 45 / COUNT)
+        assert 0.9999 < float(z.abs().max()) < noise.largest("uniform") == 1
+        assert bool((z * 2**16 % 2 == 1).all())
         return
     assert abs(float(z.square().mean()) - 1) < 4.5 * math.sqrt(2 / COUNT)
     assert abs(float((z**3).mean())) < 4.5 * math.sqrt(15 / COUNT)
@@ -119,6 +124,7 @@ def test_a_direction_is_its_leaves(kind):
 def test_this_machine_draws_what_every_machine_draws():
     """A change of these digits makes every seed kept in a checkpoint or sent by another version mean something else."""
     assert noise.fingerprint() == "63c9e721c4a6565d"
+    assert noise.fingerprint(("uniform",)) == "2237de5f22583c35"
     assert [round(float(z) * noise.UNIT) for z in draw(42, count=4)] == FIRST
 
 

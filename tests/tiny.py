@@ -102,7 +102,7 @@ class Rig:
     ) -> None:
         self.adapter = adapter or LoraConfig(rank=4, targets="all-linear")
         self.base = loaded(folder, self.adapter.kind == "full", **model)
-        self.adapted: Adapted = adapt(self.base, self.adapter, 7, ranks)
+        self.adapted: Adapted = adapt(self.base, self.adapter, 7, ranks, tokenizer=byte_tokenizer())
         self.layout: Layout = self.adapted.layout
         self.tokenizer = load_tokenizer(config(folder))
         self.engine = Reference(self.adapted, self.tokenizer, (END,), checkpointing)

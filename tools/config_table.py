@@ -7,7 +7,7 @@ python tools/config_table.py --check    # exits with 1 when the file is not up t
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -121,6 +121,8 @@ def word(one: Any) -> str:
     origin = get_origin(one)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in get_args(one))
+    if origin is Annotated:
+        return word(get_args(one)[0])
     if origin is list:
         return f"list of {word(get_args(one)[0])}"
     if origin is dict:
@@ -137,6 +139,8 @@ def plainly(value: Any) -> str:
 
 def default_of(field: FieldInfo) -> str:
     """The default as YAML writes it."""
+    if field.is_required():
+        return "to be given"
     value = field.default
     if value is None:
         return "`null`"

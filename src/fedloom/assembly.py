@@ -9,34 +9,38 @@ from typing import Any
 
 import torch
 
-from fedloom import teaching
+from fedloom import plugging, teaching
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.build import adapt
-from fedloom.adapters.config import LoraConfig
+from fedloom.adapters.config import AdapterConfig, LoraConfig
 from fedloom.adapters.lora import resized, scale
 from fedloom.adapters.ranks import Ranks
 from fedloom.algorithms import table
-from fedloom.algorithms.config import FedKdConfig
+from fedloom.algorithms.config import FedBiotConfig, FedKdConfig
 from fedloom.algorithms.table import Setting
 from fedloom.channel.check import Limits
 from fedloom.channel.encoding import stages
 from fedloom.config import Config, dump, parse
-from fedloom.contracts import HOME, Algorithm, ClientId, Profile, Stage
+from fedloom.contracts import HOME, Algorithm, ClientId, Engine, Profile, Stage
 from fedloom.data.federated import ClientRows, FederatedData, build_rows
 from fedloom.data.rows import Row
 from fedloom.engine import optimizers
 from fedloom.engine.choice import Chosen, choose
 from fedloom.engine.config import LocalConfig
-from fedloom.engine.distil import Tutor, Tutoring
+from fedloom.engine.distil import Holder, Tutoring
+from fedloom.engine.fitting import Fitter
 from fedloom.errors import UserError, nearest
-from fedloom.evaluation import Evaluation, Handing
+from fedloom.evaluation import Evaluation, Handing, Look, looks
 from fedloom.events import Event
-from fedloom.models.identity import kin
-from fedloom.models.load import Base
+from fedloom.models import parting
+from fedloom.models.identity import frame, kin
+from fedloom.models.layers import find
+from fedloom.models.load import Base, location
 from fedloom.models.load import fingerprint as base_fingerprint
 from fedloom.objectives import table as objectives
 from fedloom.objectives.base import Objective
 from fedloom.params import Layout
+from fedloom.plugging import Plug, PluggedScores, Plugging
 from fedloom.runtime.attack import attackers, attacking, flip_answers
 from fedloom.runtime.client import ClientData, LocalPlan, Split
 from fedloom.runtime.config import ClientOverride
@@ -104,13 +108,19 @@ class Parts:
         if config.attack.name == "label_flip":
             for i in attacking(config.attack, names, config.seed, self.holdouts):
                 self.data.clients[i] = self.data.clients[i].answered(flip_answers)
-        self.base: Base = self.side.base(config)
+        self.emulated = self.side.emulated(config)
+        self.base: Base = self.side.base(config) if self.emulated is None else self.emulated.base
         self.base_fingerprint = "" if self.base.skeleton else base_fingerprint(self.base.module)
         self.base_kin = "" if self.base.skeleton else kin(self.base.module)
+        if self.emulated is not None and self.emulated.facts is not None:  # its folder says it even without weights
+            self.base_kin = self.emulated.facts.fingerprint
+        self.base_frame = "" if self.base.skeleton else frame(self.base.module)
         self.ranks = client_ranks(config, self.overrides, len(names))
         self.adapted: Adapted = adapt(
-            self.base, config.adapter, config.seed, None if self.ranks is None else self.ranks.largest
-        )
+            self.base, self._adapter(), config.seed, None if self.ranks is None else self.ranks.largest,
+            tokenizer=self.tokenizer,
+        )  # fmt: skip
+        self.plug = self._plug()
         self.chosen: Chosen | None = None if self.base.skeleton else self._engine()
         if self.chosen is not None:
             self.config = config.model_copy(update={"engine": self.chosen.config})
@@ -119,15 +129,19 @@ class Parts:
         _check_needs(self.algorithm, config)
         self.evaluation = Evaluation(self.algorithm, config.evaluate)
         self.handing = Handing(self.algorithm) if self.side.server and self.side.clients else None
-        self.tasks = Tasks(self.algorithm, self.evaluation, *([] if self.handing is None else [self.handing]))
+        scores = self.plug is not None and self.plug.engine is not None
+        self.plugged = PluggedScores(self.algorithm, config.evaluate) if scores else None
+        more = [owner for owner in (self.handing, self.plugged) if owner is not None]
+        self.tasks = Tasks(self.algorithm, self.evaluation, *more)
         known = algorithm is None  # what replies of a page of the caller's own hold, only the caller knows
         steady = known and config.aggregate.space.steady and config.algorithm.steady
         self.stages: tuple[Stage, ...] = stages(config.channel, steady)
         self.everybody = self._global_rows() if self.side.server else None
         pooled = self.data.pooled(self.holdouts) if self.algorithm.needs.pooled_data else None
-        taught = teaching.public(self.data.public) if self.algorithm.needs.public_rows and self.side.server else None
+        learns = self.algorithm.needs.public_rows and self.side.server
+        taught = teaching.public(self.data.public, config.algorithm.name) if learns else None
         self.home = HomeRows(taught if pooled is None else pooled, self.everybody)
-        self.tutor = self._tutor() if taught is not None else None
+        self.tutor: Holder | None = self._tutor() if taught is not None else None
 
     def profile(self, client: ClientId) -> Profile:
         """What the server knows of a client."""
@@ -175,7 +189,7 @@ class Parts:
             raise ValueError("nothing is computed where the base model's weights are not")
         return Site(
             tasks=self.tasks,
-            engine=self.chosen.engine if self.tutor is None else Tutoring(self.chosen.engine, self.tutor),
+            engine=self._served(self.chosen.engine),
             store=store,
             profile=self.profile,
             data=self.rows,
@@ -193,7 +207,7 @@ class Parts:
     def cost(self, client: ClientId, task: str) -> float:
         """About how much text a task reads, in characters; from the rows as they are, without encoding them."""
         local, rows = self.plan(client).local, self.data.clients[client]
-        training = task not in vars(Evaluation)
+        training = task not in {*vars(Evaluation), *vars(PluggedScores)}
         split: Split = "train" if training else self.config.evaluate.split
         length = rows.length(split)
         if not training:
@@ -201,6 +215,33 @@ class Parts:
             return length * min(rows.sizes[split], rows.sizes[split] if scored is None else scored)
         passes = math.ceil(rows.sizes[split] / local.batch_size) * (local.epochs or 0)
         return length * local.batch_size * (local.steps if local.steps is not None else max(1, round(passes)))
+
+    def looks(self, clients: bool) -> list[Look]:
+        """What is scored; `clients`: some of them have rows."""
+        offsite, everybody = self.config.offsite, self.everybody is not None
+        if offsite is None:
+            return looks(self.evaluation, clients, everybody)
+        return plugging.plugged_looks(
+            offsite, self.evaluation, self.plugged, clients, everybody, simulated=self.side.clients
+        )
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a person should know of the parts."""
+        offsite, leading = self.config.offsite, self.side.server and not self.side.clients
+        if offsite is None or offsite.evaluate == "emulator" or not leading or self.everybody is not None:
+            return []
+        return [
+            f"offsite.evaluate={offsite.evaluate}: the server has no rows of its own (evaluate.global_source), so the "
+            "emulator alone is scored, and decides which round is the best"
+        ]
+
+    @property
+    def base_name(self) -> str:
+        """What the files of an adapter call the model it was trained on."""
+        offsite = self.config.offsite
+        where = None if offsite is None else parting.folder(offsite)
+        return location(self.config.model.name) if where is None else str(where)
 
     def hub(self, store: Path | None, events: Callable[[Event], None], group: Group, remote: Link | None = None) -> Hub:
         """The federation, on the runtime the recipe names and the processes there are, or on clients elsewhere."""
@@ -252,8 +293,37 @@ class Parts:
             checkpointing=c.model.gradient_checkpointing, attention=self.base.attention, objective=self.objective,
         )  # fmt: skip
 
-    def _tutor(self) -> Tutor | None:
-        """The teacher beside the model, where the recipe's own algorithm has one."""
+    def _adapter(self) -> AdapterConfig:
+        if self.emulated is None or self.config.offsite is None:
+            return self.config.adapter
+        blocks = plugging.trained(self.config.algorithm, self.emulated.plan)
+        return plugging.adapter(self.config.adapter, self.config.offsite, blocks)
+
+    def _plug(self) -> Plug | None:
+        """The owner's model, where the base is an emulator of it and this side holds it."""
+        emulated, offsite = self.emulated, self.config.offsite
+        owned = None if emulated is None else self.side.owned(self.config, emulated.facts)
+        if emulated is None or offsite is None or owned is None:
+            return None
+        if not owned.skeleton:
+            self.base_fingerprint += f"-{base_fingerprint(owned.module)}"
+        return plugging.plug(
+            self.config, offsite, emulated.plan, owned, self.adapted, self.tokenizer, self.data.encoder.stop_ids,
+            self.objective,
+        )  # fmt: skip
+
+    def _served(self, engine: Engine) -> Engine:
+        """All that can be asked of this side."""
+        if self.tutor is not None:
+            engine = Tutoring(engine, self.tutor)
+        if self.plug is not None and self.plug.engine is not None:
+            engine = Plugging(engine, self.plug.engine, self.plug)
+        return engine
+
+    def _tutor(self) -> Holder | None:
+        """Who holds a second model that the recipe's own algorithm learns with."""
+        if isinstance(self.config.algorithm, FedBiotConfig) and self.plug is not None:
+            return Fitter(self.adapted, self.plug.whole, self.plug.plan, self.tokenizer, self.objective)
         if not isinstance(self.config.algorithm, FedKdConfig):
             return None
         return teaching.build(self.config, self.adapted, self.tokenizer, self.objective)
@@ -272,7 +342,14 @@ class Parts:
             momentum=float(args.get("momentum", 0.0)) if c.local.optimizer.name.lower() == "sgd" else 0.0,
             density=c.adapter.sparse if isinstance(c.adapter, LoraConfig) else None, levels=tuple(sorted(levels)),
             steps=max(c.local.steps or 1, *(one.steps or 1 for one in self.overrides.values()), 1),
+            ends=self._ends(),
         )  # fmt: skip
+
+    def _ends(self) -> tuple[str, ...]:
+        """Leaves in the blocks that clients train, where they have an emulator."""
+        if self.emulated is None:
+            return ()
+        return plugging.ends(self.adapted.layout, self.emulated.plan, find(self.base.module, "offsite")[0])
 
     def _override(self, client: ClientId) -> ClientOverride:
         return self.overrides.get(client, ClientOverride())

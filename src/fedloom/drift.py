@@ -7,10 +7,11 @@ lead. The range is 2^24 g, at least four times the leaf's largest number; a mode
 """
 
 import copy
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,10 +39,12 @@ class Drift:
     amounts: Tensor
     """[K] float32"""
     kind: Kind = "gaussian"
+    leaves: Tensor | None = None
+    """[B] whole numbers: direction k is of leaf leaves[k modulo B] alone; None: every direction is of all."""
 
     def same(self, other: "Drift | None") -> bool:
         """Whether both lead to one place; those that came over a wire are equal, not identical."""
-        if other is None or self.kind != other.kind:
+        if other is None or self.kind != other.kind or not _alike(self.leaves, other.leaves):
             return False
         if isinstance(self.seeds, Tensor) and isinstance(other.seeds, Tensor):
             seeds = torch.equal(self.seeds, other.seeds)
@@ -68,10 +71,28 @@ class Drift:
             found[seed] = found.get(seed, 0.0) + amount
         return {seed: rounded(amount) for seed, amount in found.items() if amount}
 
+    def places(self) -> dict[int, int]:
+        """The leaf's number by seed, where directions are of one leaf each and amounts are not zero.
 
+        Raises:
+            ValueError: the seeds are not those of a pool.
+        """
+        if self.leaves is None:
+            return {}
+        if not isinstance(self.seeds, int) or not len(self.leaves):
+            raise ValueError("directions of single leaves are numbered in a pool, and there is at least one")
+        leaves = self.leaves.tolist()
+        return {pool(self.seeds, k): leaves[k % len(leaves)] for k in self.amounts.nonzero()[:, 0].tolist()}
+
+
+@functools.lru_cache(maxsize=1 << 18)
 def pool(root: int, k: int) -> int:
     """Seed number k of a pool."""
     return rng.key(root, "seed pool", k)
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return torch.equal(one, other) if one is not None and other is not None else one is other
 
 
 def rounded(amount: float) -> float:
@@ -104,6 +125,8 @@ class Footing:
         self.w, self.layout = w, layout
         self.amounts = dict[int, float]()
         """By seed: where it stands."""
+        self.places: Mapping[int, int] = {}
+        """The leaf's number of those seeds that move one leaf alone."""
         self.kind: Kind = "gaussian"
         self.ranges = ranges(w, layout)
         settle_(w, layout, self.ranges)
@@ -112,7 +135,7 @@ class Footing:
         """Stand at the start again, whatever `w` holds now."""
         self.w.copy_(start)
         settle_(self.w, self.layout, self.ranges)
-        self.amounts = {}
+        self.amounts, self.places = {}, {}
 
     def copied(self, w: Params) -> "Footing":
         """The same, standing in another tensor that holds the same numbers."""
@@ -127,20 +150,28 @@ class Footing:
             Strayed: it leaves the range; the footing stands where it stood.
             ValueError: the drift is not one.
         """
-        self.go(drift.table(), drift.kind)
+        self.go(drift.table(), drift.kind, drift.places())
 
-    def go(self, amounts: Mapping[int, float], kind: Kind | None = None) -> None:
+    def go(
+        self, amounts: Mapping[int, float], kind: Kind | None = None, places: Mapping[int, int] | None = None
+    ) -> None:
         """Move to these amounts, numbers of float32 by seed.
+
+        Args:
+            amounts: where to.
+            kind: distribution of the directions; None: as before.
+            places: the leaf's number of those seeds that move one leaf alone.
 
         Raises:
             Strayed: as `to`.
         """
         kind = kind or self.kind
         if kind != self.kind:
-            move_(self.w, self.layout, self.amounts, {}, self.ranges, self.kind)
-            self.kind, self.amounts = kind, {}
-        move_(self.w, self.layout, self.amounts, amounts, self.ranges, kind)
+            self._move(self.amounts, {}, self.places)
+            self.kind, self.amounts, self.places = kind, {}, {}
+        self._move(self.amounts, amounts, {**self.places, **(places or {})})
         self.amounts = {seed: amount for seed, amount in amounts.items() if amount}
+        self.places = places or {}
 
     def add(self, moves: Mapping[int, float]) -> None:
         """Move on by these amounts, by seed.
@@ -150,8 +181,11 @@ class Footing:
         """
         changed = {seed: rounded(self.amounts.get(seed, 0.0) + amount) for seed, amount in moves.items()}
         before = {seed: self.amounts.get(seed, 0.0) for seed in changed}
-        move_(self.w, self.layout, before, changed, self.ranges, self.kind)
+        self._move(before, changed, self.places)
         self.amounts |= changed
+
+    def _move(self, before: Mapping[int, float], after: Mapping[int, float], places: Mapping[int, int]) -> None:
+        move_(self.w, self.layout, before, after, self.ranges, self.kind, places)
 
 
 def ranges(start: Params, layout: Layout) -> tuple[float, ...]:
@@ -176,6 +210,12 @@ def settle_(w: Params, layout: Layout, ranges: tuple[float, ...]) -> None:
             _snap(part, reach)
 
 
+Change: TypeAlias = tuple[int, float, float]
+"""(seed, amount before, amount after)."""
+Piece: TypeAlias = tuple[str, int, Tensor, list[Change]]
+"""(leaf, index of its first number in it, its numbers, what changes there)."""
+
+
 @torch.no_grad()
 def move_(
     w: Params,
@@ -184,6 +224,7 @@ def move_(
     after: Mapping[int, float],
     ranges: tuple[float, ...],
     kind: Kind,
+    places: Mapping[int, int] | None = None,
 ) -> None:
     """Move a model [P] in place from one drift to another; what has not changed costs nothing.
 
@@ -194,9 +235,11 @@ def move_(
         after: the same.
         ranges: of each leaf.
         kind: distribution of the directions.
+        places: the leaf's number of those seeds that move one leaf alone.
 
     Raises:
         Strayed: it leaves the range; w is then as it was before.
+        ValueError: a place is no leaf's.
     """
     changes = [
         (seed, before.get(seed, 0.0), after.get(seed, 0.0))
@@ -210,22 +253,34 @@ def move_(
         leaf, reach = min(zip(layout.names, ranges, strict=True), key=lambda pair: pair[1])
         raise Strayed(_strayed(leaf, reach / 2, farthest))
     reach_of = dict(zip(layout.names, ranges, strict=True))
-    done = list[tuple[str, int, Tensor]]()
-    room = torch.empty(3, min(PIECE, layout.size), dtype=torch.float32, device=w.device)
+    done, room = list[Piece](), torch.empty(3, PIECE, dtype=torch.float32, device=w.device)
     try:
-        for leaf, begin, part in noise.pieces(w, layout):
-            done.append((leaf, begin, part))
-            _move_piece(part, changes, leaf, begin, reach_of[leaf], kind, room)
+        for leaf, begin, part, mine in _changing(w, layout, changes, places or {}):
+            _move_piece(part, mine, leaf, begin, reach_of[leaf], kind, room)
+            done.append((leaf, begin, part, mine))
     except Strayed:
-        back = [(seed, new, old) for seed, old, new in reversed(changes)]  # through the same places
-        for leaf, begin, part in done[:-1]:
+        for leaf, begin, part, mine in done:
+            back = [(seed, new, old) for seed, old, new in reversed(mine)]  # through the same places
             _move_piece(part, back, leaf, begin, reach_of[leaf], kind, room)
         raise
 
 
+def _changing(w: Params, layout: Layout, changes: list[Change], places: Mapping[int, int]) -> list[Piece]:
+    """The pieces that move, each with what changes there."""
+    anywhere = [change for change in changes if change[0] not in places]
+    of_leaf = dict[str, list[Change]]()
+    if not all(0 <= place < len(layout.leaves) for place in places.values()):
+        raise ValueError(f"a drift moves tensors that are not among the {len(layout.leaves)} there are")
+    for change in changes:
+        if change[0] in places:
+            of_leaf.setdefault(layout.names[places[change[0]]], []).append(change)
+    mine = {leaf: anywhere + of_leaf.get(leaf, []) for leaf in layout.names}
+    return [(leaf, begin, part, mine[leaf]) for leaf, begin, part in noise.pieces(w, layout) if mine[leaf]]
+
+
 def _move_piece(
     part: Tensor,
-    changes: list[tuple[int, float, float]],
+    changes: list[Change],
     leaf: str,
     begin: int,
     reach: float,

@@ -1,7 +1,8 @@
 """Evaluation while training: every client scores what it would use itself on rows of its own; only scores travel.
 
 Evaluation is a task like any other: it runs where the rows are, in every runtime. A set that belongs to nobody
-(`evaluate.global_source`) is scored by the server's own worker.
+(`evaluate.global_source`) is scored by the server's own worker. What is asked for, and what decides about the best
+model and an early stop, is a list of looks.
 """
 
 import time
@@ -12,12 +13,13 @@ from typing import Any, Final
 from fedloom import rng
 from fedloom.aggregate.rules import Gather
 from fedloom.contracts import Algorithm, Client, ClientId, Message, Model
+from fedloom.engine.requests import On
 from fedloom.events import Evaluated, Event
 from fedloom.metrics.classes import NO_CLASS
 from fedloom.metrics.config import EvaluateConfig
 from fedloom.metrics.scores import Scores
 from fedloom.metrics.summary import pooled, summarise
-from fedloom.runtime.client import LocalClient
+from fedloom.runtime.client import LocalClient, Split
 from fedloom.runtime.federation import Hub
 
 GLOBAL = "global"
@@ -49,19 +51,20 @@ class Evaluation:
 
     async def score(self, down: Model, client: Client) -> Scored:
         """Score what this client would use, on its own rows."""
-        return Scored(await self._evaluate(client, await self.algorithm.personal(down, client), self.config.split))
+        return await scored(self.config, client, await self.algorithm.personal(down, client), self.config.split)
 
     async def score_global(self, down: Model, client: Client) -> Scored:
         """Score the shared model on rows of nobody; runs on the server's own worker."""
-        return Scored(await self._evaluate(client, down, "test"))
+        return await scored(self.config, client, down, "test")
 
-    async def _evaluate(self, client: Client, model: Model, split: Any) -> Scores:
-        assert isinstance(client, LocalClient)
-        c = self.config
-        scores: Scores = await client.evaluate(
-            model, split, c.measured, c.rows_per_client, c.batch_size, c.max_new_tokens
-        )
-        return scores
+
+async def scored(config: EvaluateConfig, client: Client, model: Model, split: Split, on: On = "trained") -> Scored:
+    """Score a model on a client's rows of a split."""
+    assert isinstance(client, LocalClient)
+    c = config
+    return Scored(
+        await client.evaluate(model, split, c.measured, c.rows_per_client, c.batch_size, c.max_new_tokens, on)
+    )
 
 
 class Handing:
@@ -99,11 +102,35 @@ def _implausible_classes(s: Scores) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Look:
+    """One thing to score: by which task, and what its numbers are called."""
+
+    task: Any
+    split: str
+    home: bool = False
+    """The server's own worker is asked, about a shared model that is `whole`; else clients are."""
+    decides: bool = True
+    """About the best model and an early stop, unless one before it does."""
+
+
+def looks(tasks: Evaluation, clients: bool, everybody: bool) -> list[Look]:
+    """What is scored of one model.
+
+    Args:
+        tasks: the client's half.
+        clients: some client has rows to score.
+        everybody: there is a global set too.
+    """
+    found = [Look(tasks.score, tasks.config.split)] if clients else []
+    return found + ([Look(tasks.score_global, GLOBAL, home=True, decides=False)] if everybody else [])
+
+
 class Evaluator:
     """The server's half: whom to ask, and the summary."""
 
     def __init__(
-        self, tasks: Evaluation, hub: Hub, events: Callable[[Event], None], seed: int, clients: bool, everybody: bool
+        self, tasks: Evaluation, hub: Hub, events: Callable[[Event], None], seed: int, looks: Sequence[Look]
     ) -> None:
         """Prepare.
 
@@ -112,11 +139,10 @@ class Evaluator:
             hub: the federation.
             events: where `Evaluated` goes.
             seed: root seed, for a fixed sample of clients.
-            clients: some client has rows to score.
-            everybody: there is a global set too.
+            looks: what is scored, in this order.
         """
         self.tasks, self.hub, self.events, self.seed = tasks, hub, events, seed
-        self.clients, self.everybody = clients, everybody
+        self.looks = looks
 
     def due(self, round: int, rounds: int) -> bool:
         """Whether there is an evaluation after this round (0: before the first)."""
@@ -124,22 +150,34 @@ class Evaluator:
         return round in (0, rounds) or (every > 0 and round % every == 0)
 
     def __call__(self, model: Model) -> dict[str, float]:
-        """Score; the summary over clients (empty when nobody has rows). A shared model that is `whole` has a global
-        score too.
-        """
-        names = self.tasks.config.measured
+        """Score; the numbers that decide (none when nobody has rows)."""
         summary: dict[str, float] = {}
-        if self.clients:
-            begun = time.perf_counter()
-            found = self._ask(self.tasks.score, model, self._whom())
-            summary = summarise(found, names)
-            rows = {name: scores.row(names) for name, scores in found.items() if scores.examples}
-            self._tell(self.tasks.config.split, summary, rows, begun)
-        if self.everybody and model.whole and self.hub.home is not None:
-            begun = time.perf_counter()
-            found = self._ask(self.tasks.score_global, model, [self.hub.home])
-            self._tell(GLOBAL, pooled(found.values()).metrics(names), {}, begun)
+        whom: list[ClientId] | None = None
+        for look in self.looks:
+            if look.home:
+                found = self._at_home(look, model)
+            else:
+                whom = self._whom() if whom is None else whom
+                found = self._at_clients(look, model, whom)
+            if look.decides and not summary:
+                summary = found
         return summary
+
+    def _at_clients(self, look: Look, model: Model, whom: Sequence[ClientId]) -> dict[str, float]:
+        names, begun = self.tasks.config.measured, time.perf_counter()
+        found = self._ask(look.task, model, whom)
+        summary = summarise(found, names)
+        rows = {name: scores.row(names) for name, scores in found.items() if scores.examples}
+        self._tell(look.split, summary, rows, begun)
+        return summary
+
+    def _at_home(self, look: Look, model: Model) -> dict[str, float]:
+        if not model.whole or self.hub.home is None:
+            return {}
+        begun = time.perf_counter()
+        found = pooled(self._ask(look.task, model, [self.hub.home]).values()).metrics(self.tasks.config.measured)
+        self._tell(look.split, found, {}, begun)
+        return found
 
     def _ask(self, task: Any, model: Model, to: Sequence[ClientId]) -> dict[str, Scores]:
         got = self.hub.survey(task, lambda _: model, to, Gather(), plausible)

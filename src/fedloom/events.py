@@ -106,7 +106,8 @@ class Evaluated:
 
     round: int
     split: str
-    """test or validation (every client scores what it would use itself on its own rows), or global."""
+    """test or validation (every client scores what it would use itself on its own rows), or global; emulator: as test,
+    where the model that speaks for the run is the owner's, and clients have an emulator of it."""
     metrics: Mapping[str, float]
     """Summary over clients: metrics of all rows together, and spreads such as exact_match_worst_decile."""
     clients: Mapping[str, Mapping[str, float]]

@@ -24,6 +24,7 @@ from fedloom.checkpoint import Checkpoint, Progress
 from fedloom.config import Config, dump, load, parse
 from fedloom.config.checks import require
 from fedloom.config.methods import without_effect
+from fedloom.config.offsite import check_made
 from fedloom.contracts import Algorithm, Model
 from fedloom.data.federated import CUT
 from fedloom.engine.schedule import round_rate
@@ -43,7 +44,6 @@ from fedloom.events import (
 )  # fmt: skip
 from fedloom.folder import RunFolder
 from fedloom.metrics.summary import better
-from fedloom.models.load import location
 from fedloom.params import Layout
 from fedloom.recorder import Recorder
 from fedloom.rounds import advance
@@ -82,6 +82,7 @@ def run(config: Config, sinks: Sequence[Sink] = (), algorithm: Algorithm[Any] | 
         RunStopped: the run ended early, resumable.
     """
     require(config)
+    check_made(config)
     place = places.found()
     if place is not None and config.runtime.workers not in (1, place.size):
         raise UserError(
@@ -173,7 +174,7 @@ class Session:
             self.events = Events([*self.files, *sinks])
         self.hub = parts.hub(path / "clients", self.events, group, remote)
         self.evaluator = Evaluator(
-            parts.evaluation, self.hub, self.events, self.config.seed, self._scored_rows(), parts.everybody is not None
+            parts.evaluation, self.hub, self.events, self.config.seed, parts.looks(self._scored_rows())
         )
         self.progress = saved.progress if saved is not None else Progress()
         self.metrics: dict[str, float] = {}
@@ -213,7 +214,7 @@ class Session:
                 self.progress.round,
             )
         )  # fmt: skip
-        for note in parts.data.notes:
+        for note in (*parts.data.notes, *parts.notes):
             self.events(Noted(note))
         for note in without_effect(config):
             self.events(Noted(note, "warning"))
@@ -226,7 +227,7 @@ class Session:
             return self.saved.state
         state = parts.algorithm.init(parts.adapted.start)
         self._rest(parts.algorithm.model(state))
-        if not (self.evaluator.clients or self.evaluator.everybody):
+        if not self.evaluator.looks:
             self.events(Noted("no client has rows to score, so nothing is evaluated (data.test)", "warning"))
         self._evaluate(state)
         self._checkpoint(state)
@@ -249,8 +250,9 @@ class Session:
         self._export(state)
         self.group.gather("the end of the run")
         status = "early_stopped" if self.progress.stopped else "finished"
+        deciding = [look.split for look in self.evaluator.looks if look.decides]
         self._finished(status)
-        return Run(self.path, status, self.metrics or _last_metrics(self.path))
+        return Run(self.path, status, self.metrics or _last_metrics(self.path, deciding))
 
     # -- what happens around a round
 
@@ -337,6 +339,8 @@ class Session:
         shared, needs = self.parts.algorithm.model(state), self.parts.algorithm.needs
         if shared.whole:
             self._save(shared, self.parts.adapted.layout, self.path / "adapters" / "final")
+            if self.parts.plug is not None:
+                self._save(shared, self.parts.adapted.layout, self.path / "adapters" / "emulator", owner=False)
         if not needs.personal or self.parts.handing is None:
             return
         everybody = list(self.hub.everybody)
@@ -347,15 +351,20 @@ class Session:
         got = self.hub.survey(self.parts.handing.own, lambda _: shared, everybody, Gather())
         for client, (own, _) in zip(got.clients, got.value.model if got.clients else [], strict=True):
             profile = self.hub.profile(client)
-            self._save(own, profile.layout, self.path / "adapters" / "clients" / profile.name)
+            self._save(own, profile.layout, self.path / "adapters" / "clients" / profile.name, owner=False)
 
-    def _save(self, model: Model, layout: Layout, path: Path) -> None:
+    def _save(self, model: Model, layout: Layout, path: Path, owner: bool = True) -> None:
+        """Write a model: of the owner's, where clients have an emulator of it, unless `owner` is False."""
         if not self.first:
             return
+        adapted, base = self.parts.adapted, self.parts.base_name
+        plug = self.parts.plug
+        if owner and plug is not None:
+            adapted, base = plug.whole, plug.name
+            model, layout = dataclasses.replace(model, x=plug.vector(model.x)), plug.layout(layout)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.folder(path) as aside:
-            base = location(self.config.model.name)
-            adapters.save(self.parts.adapted, self.config.adapter, model, layout, base, aside)
+            adapters.save(adapted, self.config.adapter, model, layout, base, aside)
             if self.config.adapter.kind == "full":
                 self.parts.tokenizer.save_pretrained(str(aside))
         self._rest(model)
@@ -364,6 +373,8 @@ class Session:
         """A server's adapter holds nothing between two saves but the start that a drift is reckoned from."""
         if self.parts.chosen is None:
             self.parts.adapted.rest(start=model.drift is None)
+            if self.parts.plug is not None:
+                self.parts.plug.whole.rest(start=model.drift is None)
 
     def _finished(self, status: str) -> None:
         self.events(RunFinished(self.hub.round, time.perf_counter() - self.begun, status))
@@ -373,7 +384,8 @@ class Session:
         return any(client.sizes[self.config.evaluate.split] or not client.here for client in clients)
 
 
-def _last_metrics(path: Path) -> dict[str, float]:
-    rows = [row for row in RunFolder(path).metrics() if row["split"] != "global"]
-    last = rows[-1] if rows else {}
+def _last_metrics(path: Path, splits: Sequence[str]) -> dict[str, float]:
+    """The last scores of the first of these splits that has some."""
+    rows = {str(row["split"]): row for row in RunFolder(path).metrics()}
+    last = next((rows[split] for split in splits if split in rows), {})
     return {k: float(v) for k, v in last.items() if isinstance(v, int | float) and k not in ("round", "seconds")}

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from fedloom.adapters import others_saved
+from fedloom.adapters.build import adapt
 from fedloom.adapters.classifiers import is_classifier, load_classifier, save_whole
-from fedloom.adapters.config import FullConfig
+from fedloom.adapters.config import FullConfig, virtual_tokens
 from fedloom.config import Config, load
 from fedloom.data.config import DataConfig
 from fedloom.data.encode import Encoder
@@ -16,7 +18,9 @@ from fedloom.data.rows import Row, Turn
 from fedloom.engine.generation import answers
 from fedloom.errors import UserError
 from fedloom.folder import RunFolder
-from fedloom.models.load import Base, load_model, load_tokenizer, quiet
+from fedloom.models import quantised
+from fedloom.models.load import Base, load_model, load_tokenizer, location, quiet
+from fedloom.sides import Both
 
 
 def export(folder: Path, out: Path, merge: bool) -> Path:
@@ -33,14 +37,19 @@ def export(folder: Path, out: Path, merge: bool) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty; choose another folder, nothing is overwritten")
     config = load(RunFolder(folder).path / "config.yaml")
-    final = _final(folder)
+    if merge and virtual_tokens(config.adapter):
+        raise UserError(
+            f"adapter.kind={config.adapter.kind}: virtual tokens stand before every text and are no weights, so there "
+            "is nothing to merge; export without --merge and load the folder with peft"
+        )
     tokenizer = load_tokenizer(config.model)
+    final = _ready(_final(folder), config, tokenizer)
     if merge and is_classifier(final) and not isinstance(config.adapter, FullConfig):
         save_whole(load_classifier(final, config.model.device, config.model), out)
         tokenizer.save_pretrained(str(out))
     elif merge and not isinstance(config.adapter, FullConfig):
-        with quiet():
-            tuned = _with_adapter(_base(config), final)
+        with quiet():  # into whole weights: what is merged into quantised ones would be rounded anew
+            tuned = _with_adapter(load_model(config.model.model_copy(update={"quantize": None})), final)
             _untie(tuned)
             module = tuned.merge_and_unload()
         module.save_pretrained(str(out))
@@ -76,7 +85,7 @@ class Chat:
             model = self.config.model.model_copy(update={"name": str(_final(folder)), "revision": None, "layers": None})
             self.module = load_model(model).module
         else:
-            self.module = _with_adapter(_base(self.config), _final(folder))
+            self.module = _with_adapter(_base(self.config), _ready(_final(folder), self.config, self.tokenizer))
 
     def reply(self, messages: Sequence[dict[str, str]]) -> str:
         """The answer to a conversation of {role, content} turns, greedily.
@@ -108,12 +117,21 @@ def _base(config: Config) -> Base:
     return load_model(config.model, trained_whole=isinstance(config.adapter, FullConfig))
 
 
+def _ready(final: Path, config: Config, tokenizer: Any) -> Path:
+    """The folder, after an adapter was made of what a server without the base wrote there."""
+    if others_saved.incomplete(final):
+        adapted = adapt(Both().base(config), config.adapter, config.seed, tokenizer=tokenizer)
+        others_saved.complete(adapted, location(config.model.name), final)
+    return final
+
+
 def _with_adapter(base: Base, folder: Path) -> Any:
-    """The base with the adapter in `folder`, in float32: the sum is what was trained."""
+    """The base with the adapter in `folder`, in float32 unless quantised: the sum is what was trained."""
     from peft import PeftModel
 
+    held = any(quantised.held(layer) for layer in base.module.modules())
     with quiet():
-        module = PeftModel.from_pretrained(base.module.to(torch.float32), str(folder))
+        module = PeftModel.from_pretrained(base.module if held else base.module.to(torch.float32), str(folder))
     return module.to(base.device).eval()
 
 
@@ -121,7 +139,7 @@ def _untie(module: Any) -> None:
     """Give an adapted output layer its own weights: merged into tied ones, the adapter would change the input too."""
     inner = module.get_base_model()
     head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
-    if hasattr(head, "lora_A") and head.base_layer.weight is embedding.weight:
+    if hasattr(head, "base_layer") and head.base_layer.weight is embedding.weight:
         head.base_layer.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
         inner.config.tie_word_embeddings = False
 

@@ -4,23 +4,28 @@ A number is a function of (seed, leaf, index) alone, made of 32-bit integer arit
 bits on every device, in every number format of the base, with any number of threads and in pieces of any size. Two
 numbers come of one hash (Wellons' `lowbias32`, https://nullprogram.com/blog/2018/07/31, over the index, keyed twice).
 gaussian: the 65,536 middle quantiles of the standard normal, in units of 1/4096, scaled to variance 1; the largest is
-4.3. rademacher: +1 or -1.
+4.3. rademacher: +1 or -1. uniform: the odd multiples of 2^-16 between -1 and 1.
 """
 
 import functools
 import hashlib
+import threading
 from collections.abc import Collection, Iterator
 from typing import Final, Literal, TypeAlias
 
+import numpy
+import numpy.typing
 import torch
 from torch import Tensor
 
 from fedloom.params import Layout, Params
 
-Kind: TypeAlias = Literal["gaussian", "rademacher"]
+Kind: TypeAlias = Literal["gaussian", "rademacher", "uniform"]
+Hashes: TypeAlias = numpy.typing.NDArray[numpy.uint32]
 PIECE: Final = 1 << 16
 """Numbers drawn at a time: their integers stay in a core's cache."""
 UNIT: Final = 4096
+INT: Final = torch.int32
 _FIRST, _SECOND, _SPREAD = 0x7FEB352D, 0x846CA68B, 0x9E3779B9
 
 
@@ -90,16 +95,22 @@ def pieces(w: Params, layout: Layout) -> Iterator[tuple[str, int, Tensor]]:
 
 def largest(kind: Kind) -> float:
     """No number of a direction is larger."""
-    return float(_quantiles(torch.device("cpu"), torch.float32)[-1]) if kind == "gaussian" else 1.0
+    return float(_quantiles(torch.device("cpu"), torch.float32).max()) if kind == "gaussian" else 1.0
+
+
+def variance(kind: Kind) -> float:
+    """Of the distribution the numbers are drawn from."""
+    return (1 - 2.0**-32) / 3 if kind == "uniform" else 1.0
 
 
 @functools.cache
-def fingerprint() -> str:
+def fingerprint(kinds: tuple[Kind, ...] = ("gaussian", "rademacher")) -> str:
     """Sixteen hex digits over some numbers as this machine draws them: equal where two machines draw alike."""
     digest = hashlib.blake2b(digest_size=8)
-    for kind in ("gaussian", "rademacher"):
+    for kind in kinds:
         found = fill(torch.empty(4096), 0x1234_5678_9ABC_DEF0 >> 1, "a leaf", 12345, kind)
-        digest.update((found.double() * UNIT).to(torch.int32).numpy().tobytes())
+        unit = 1 << 16 if kind == "uniform" else UNIT
+        digest.update((found.double() * unit).to(torch.int32).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -111,7 +122,64 @@ def _piece(out: Tensor, seed: int, leaf: int, start: int, kind: Kind) -> None:
         _piece(out[: 2 * edge - start], seed, leaf, start, kind)
         _piece(out[2 * edge - start :], seed, leaf, 2 * edge, kind)
         return
-    x = _count(out.device)[: last - first] + _signed(first)
+    hashed = _on_cpu if out.device.type == "cpu" else _on_device
+    halves = hashed(seed, leaf, first, last - first, out.device)[start - 2 * first :][: len(out)]
+    match kind:
+        case "gaussian":
+            places = _room.places[: len(out)] if out.device.type == "cpu" else halves.new_empty(len(out), dtype=INT)
+            torch.index_select(_quantiles(out.device, out.dtype), 0, places.copy_(halves).bitwise_and_(0xFFFF), out=out)
+        case "uniform":
+            out.copy_(halves).add_(0.5).mul_(2.0**-15)  # each of them exact
+        case "rademacher":
+            out.copy_((halves & 1) * 2 - 1)
+
+
+class _Room(threading.local):
+    """What a thread hashes in, so that nothing is asked of the system piece by piece."""
+
+    def __init__(self) -> None:
+        self.x, self.shifted = (numpy.empty(PIECE // 2 + 1, numpy.uint32) for _ in range(2))
+        self.places = torch.empty(PIECE + 2, dtype=INT)
+
+
+_room = _Room()
+
+
+def _on_cpu(seed: int, leaf: int, first: int, count: int, device: torch.device) -> Tensor:
+    """[2 count] int16, the halves of `count` hashes; numpy knows unsigned numbers and asks less of each call.
+
+    They are good until the next call of this thread.
+    """
+    x, shifted = _room.x[:count], _room.shifted[:count]
+    begin = (first * _SPREAD + (leaf ^ (seed & 0xFFFFFFFF))) & 0xFFFFFFFF
+    numpy.add(_spread()[:count], numpy.uint32(begin), out=x)
+    if first >> 32:
+        numpy.bitwise_xor(x, numpy.uint32(first >> 32), out=x)
+    _stirred(x, shifted)
+    numpy.bitwise_xor(x, numpy.uint32(seed >> 32 & 0xFFFFFFFF), out=x)
+    numpy.add(x, numpy.uint32(leaf), out=x)
+    _stirred(x, shifted)
+    return torch.from_numpy(x.view(numpy.int16))
+
+
+def _stirred(x: Hashes, shifted: Hashes) -> None:
+    """Every bit of uint32 numbers into every other, in place."""
+    for shift, factor in ((16, _FIRST), (15, _SECOND), (16, None)):
+        numpy.right_shift(x, numpy.uint32(shift), out=shifted)
+        numpy.bitwise_xor(x, shifted, out=x)
+        if factor is not None:
+            numpy.multiply(x, numpy.uint32(factor), out=x)
+
+
+@functools.cache
+def _spread() -> Hashes:
+    """0, 1, ..., spread over 32 bits: one for each pair of a piece."""
+    return numpy.arange(PIECE // 2 + 1, dtype=numpy.uint32) * numpy.uint32(_SPREAD)
+
+
+def _on_device(seed: int, leaf: int, first: int, count: int, device: torch.device) -> Tensor:
+    """The same hashes on any device, in signed numbers."""
+    x = _count(device)[:count] + _signed(first)
     x.mul_(_signed(_SPREAD)).add_(_signed(leaf ^ (seed & 0xFFFFFFFF)))
     if first >> 32:
         x.bitwise_xor_(torch.full_like(x, _signed(first >> 32)))
@@ -119,11 +187,7 @@ def _piece(out: Tensor, seed: int, leaf: int, start: int, kind: Kind) -> None:
     _mixed(x, room)
     x.bitwise_xor_(torch.full_like(x, _signed((seed >> 32) & 0xFFFFFFFF))).add_(_signed(leaf))
     _mixed(x, room)
-    halves = x.view(torch.int16)[start - 2 * first :][: len(out)]
-    if kind == "gaussian":
-        torch.index_select(_quantiles(out.device, out.dtype), 0, halves.to(torch.int32).add_(1 << 15), out=out)
-    else:
-        out.copy_((halves & 1) * 2 - 1)
+    return x.view(torch.int16)
 
 
 def _mixed(x: Tensor, room: Tensor) -> None:
@@ -155,8 +219,10 @@ def _signed(bits: int) -> int:
 
 @functools.cache
 def _quantiles(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[65536], multiples of 1 / UNIT: coarse enough that no library's last digit shows."""
+    """[65536], multiples of 1 / UNIT: coarse enough that no library's last digit shows. In the order of 16 bits read as
+    a number from 0: first those above the median.
+    """
     share = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     exact = torch.special.ndtri(share)
     exact /= exact.square().mean().sqrt()
-    return ((exact * UNIT).round() / UNIT).to(device, dtype)
+    return ((exact * UNIT).round() / UNIT).roll(1 << 15).to(device, dtype)

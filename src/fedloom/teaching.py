@@ -122,16 +122,16 @@ def pretrain(config: Config, out: Path) -> tuple[int, float]:
     return run.steps, run.loss
 
 
-def public(rows: ClientRows | None) -> ClientRows:
-    """The rows a teacher is taught with.
+def public(rows: ClientRows | None, algorithm: str = "fedkd") -> ClientRows:
+    """The rows the server learns from.
 
     Raises:
         UserError: there are none.
     """
     if rows is None or not rows.sizes["train"]:
         raise UserError(
-            "algorithm=fedkd distils on rows that belong to no client, and there are none; set data.public (a share "
-            "of the training rows, such as 0.2) or data.public_source (a file of the server's own)"
+            f"algorithm={algorithm} learns from rows that belong to no client, and there are none; set data.public (a "
+            "share of the training rows, such as 0.2) or data.public_source (a file of the server's own)"
         )
     return rows
 

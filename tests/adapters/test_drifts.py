@@ -62,6 +62,23 @@ def test_all_parameters_stand_in_place_until_a_vector_comes(folder):
     assert torch.equal(adapted.read(), adapted.w - moved(base, adapted.layout, NOWHERE))
 
 
+def test_training_from_a_drift_does_not_lose_it(folder, monkeypatch):
+    """A vector is loaded over the model, trained, read; the next one to stand there draws only what is new."""
+    adapted = tiny.Rig(folder, FULL).adapted
+    adapted.stand(ONE, adapted.layout)
+    x, there = adapted.read(), adapted.w.clone()
+    adapted.load(x)
+    assert torch.equal(adapted.w, there)
+    adapted.load(x + 0.01)
+    monkeypatch.setattr("fedloom.noise.fill", None)
+    adapted.stand(ONE, adapted.layout)
+    assert torch.equal(adapted.w, there)
+    monkeypatch.undo()
+    adapted.load(x)
+    adapted.stand(OTHER, adapted.layout)
+    assert torch.equal(adapted.w, moved(tiny.Rig(folder, FULL).adapted.w, adapted.layout, OTHER))
+
+
 def test_a_vector_before_any_drift_means_what_it_always_meant(folder):
     rig, adapted = tiny.Rig(folder, FULL), tiny.Rig(folder, FULL).adapted
     x = rig.somewhere(1)

@@ -100,6 +100,13 @@ def test_decomfl_rounds():
     for t, (state, round) in enumerate(zip(states, wanted["rounds"], strict=True)):
         assert float(state.table[t, 0] / -given["lr"]) == pytest.approx(round["mean_scalar"], abs=1e-6)
         assert engine.at(page.model(state).drift).tolist() == pytest.approx(round["x"], abs=1e-6)
+    # Worked out by hand from algorithm 2: who takes part in round t is first sent the means of all rounds
+    # before t that it has not heard, and hears of round t's own mean later. Round 0: nothing. Round 1: client 1
+    # was in round 0 and not told its mean: [0]; client 2 is new: [0]. Round 2: client 0 was last told in round
+    # 0: [0, 1]; client 2 in round 1, of round 0: [1]. A sheet that says [0, 1] for client 2 in round 1 has it
+    # replay the round it is in. The last means and model by hand, from (.521675, .6053) along (-.7, .2): client
+    # 0: .7 * .478325 + .2 * 1.2106 = .5769475, client 2: .3348275 - .2 * .7894 = .1769475, mean .3769475, x =
+    # (.54806133, .59776105), as the sheet.
     replays = [[client, list(range(down.rounds - len(down.rows), down.rounds))] for client, down in told]
     assert replays == [[0, []], [1, []], [1, [0]], [2, [0]], [0, [0, 1]], [2, [1]]]
 

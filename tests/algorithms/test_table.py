@@ -16,8 +16,12 @@ from fedloom.algorithms.table import Setting, build, parts
 from fedloom.params import Layout, Leaf
 from fedloom.runtime.site import Tasks
 
-LAYOUT = Layout.of([Leaf("w.A", (2, 4), factor="A", module="w"), Leaf("w.B", (3, 2), factor="B", module="w")])
-SETTING = Setting(LAYOUT, seed=3, rounds=10, cohort=5, lr=0.1, momentum=0.5, density=0.5, levels=(1, 2))
+PAIR = (Leaf("w.A", (2, 4), factor="A", module="w"), Leaf("w.B", (3, 2), factor="B", module="w"))
+OTHER = (Leaf("v.A", (2, 4), factor="A", module="v"), Leaf("v.B", (3, 2), factor="B", module="v"))
+LAYOUT = Layout.of([*PAIR, *OTHER])
+SETTING = Setting(
+    LAYOUT, seed=3, rounds=10, cohort=5, lr=0.1, momentum=0.5, density=0.5, levels=(1, 2), ends=("w.A", "w.B")
+)
 GIVEN = {
     "fedper": {"private": ["*.B"]},
     "fedrep": {"private": ["*.B"]},
@@ -44,7 +48,7 @@ def test_every_name_leads_to_a_page_of_its_own(name):
     page = made(name)
     assert type(page).__name__.lower() in (name.replace("_", ""), f"{name}only")
     model = page.model(page.init(torch.zeros(LAYOUT.size)))
-    drifts = name in ("fedkseed", "decomfl")
+    drifts = name in ("fedkseed", "decomfl", "ferret")
     assert model.x.shape == ((0,) if drifts else (LAYOUT.size,))
     assert (model.drift is not None) == drifts
     assert model.whole == (name not in ("local", "fedper", "fedrep"))
@@ -52,7 +56,7 @@ def test_every_name_leads_to_a_page_of_its_own(name):
 
 
 def test_no_two_names_share_a_page():
-    assert len({type(made(name)) for name in NAMES}) == len(NAMES) == 20
+    assert len({type(made(name)) for name in NAMES}) == len(NAMES) == 22
 
 
 @pytest.mark.parametrize("name", NAMES)

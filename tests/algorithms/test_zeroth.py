@@ -15,6 +15,7 @@ from fedloom.algorithms import seeded
 from fedloom.algorithms.decomfl import DeComFl
 from fedloom.algorithms.fedkseed import FedKSeed, Moves, Pooled, Result
 from fedloom.algorithms.fedmezo import FedMezo, Spread, spread
+from fedloom.algorithms.ferret import Ferret
 from fedloom.channel.codec import size
 from fedloom.drift import Footing, moved, pool
 from fedloom.events import ReplyMissing
@@ -159,6 +160,7 @@ def test_everybody_rebuilds_the_same_model_after_fifty_rounds():
         FedKSeed(PLAIN, 7, pool=32, pro=True),
         DeComFl(PLAIN, 7, steps=2, directions=2),
         DeComFl(PLAIN, 7, steps=2, log=5),
+        Ferret(PLAIN, 7, bases=40, server_lr=0.3, log=7),
     ):
         seen, _ = rounds(page, NEAR, 50)
         start = NEAR.start().float()
@@ -170,9 +172,12 @@ def test_everybody_rebuilds_the_same_model_after_fifty_rounds():
         assert not torch.equal(rebuilt, start)
 
 
-def test_decomfl_clients_hold_the_servers_model_whatever_they_missed():
-    """3 of 5 in each round, one of them losing its memory in between."""
-    page, world = DeComFl(PLAIN, 7, steps=2, directions=2, log=6), replace(NEAR, cohort=3)
+@pytest.mark.parametrize(
+    "page", [DeComFl(PLAIN, 7, steps=2, directions=2, log=6), Ferret(PLAIN, 7, bases=20, server_lr=0.3, log=6)]
+)
+def test_clients_hold_the_servers_model_whatever_they_missed(page):
+    """3 of 5 in each round."""
+    world = replace(NEAR, cohort=3)
     hub = world.hub(page)
     state = page.init(world.start())
     for _ in range(40):
@@ -308,7 +313,7 @@ def test_a_server_that_draws_sends_the_clients_seeds():
     assert said and all("seeds were drawn for it" in one for one in said)
 
 
-@pytest.mark.parametrize("page", [FedKSeed(PLAIN, 7, pool=16), DeComFl(PLAIN, 7)])
+@pytest.mark.parametrize("page", [FedKSeed(PLAIN, 7, pool=16), DeComFl(PLAIN, 7), Ferret(PLAIN, 7, bases=9)])
 def test_strangers_are_refused_in_words(page):
     """Another way to draw random numbers, or other tensors, would average what has nothing in common."""
 

@@ -4,14 +4,15 @@ import re
 import shlex
 from pathlib import Path
 
-from fedloom.cli.main import COMMANDS
+from fedloom.cli.main import COMMANDS, GROUPS
 from fedloom.config import load
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
 def test_every_command_has_its_row():
-    assert re.findall(r"^\| `fedloom ([\w-]+)", PAGE, flags=re.MULTILINE) == list(COMMANDS)
+    words = "|".join(GROUPS)
+    assert re.findall(rf"^\| `fedloom ((?:(?:{words}) )?[\w-]+)", PAGE, flags=re.MULTILINE) == list(COMMANDS)
 
 
 def test_the_settings_of_the_examples_are_valid():

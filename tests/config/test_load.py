@@ -94,7 +94,7 @@ WRONG = [
     ("local: {optimiser: adamw}", "Did you mean local.optimizer?"),
     ("algorithm: fedavgg", "algorithm.name is the text 'fedavgg', which is none of ours. Did you mean fedavg?"),
     ("algorithm: {name: fedavgmm}", "Did you mean fedavgm?"),
-    ("algorithm: {name: local, zzz: 1}", "algorithm.zzz is not a setting of algorithm local. Possible here: name."),
+    ("algorithm: {name: dual, zzz: 1}", "algorithm.zzz is not a setting of algorithm dual. Possible here: name."),
     (
         "algorithm: {name: fedavg, mu: 1}",
         "algorithm.mu is a setting of fedprox and fednova, but algorithm.name is fedavg. "
@@ -258,7 +258,7 @@ class TestOverrides:
             ("=3", "'' is no key"),
             ("seed=[1", "cannot be read as YAML"),
             ("seed=one", "is the text 'one', but a whole number is needed."),
-            ("adapter=dora", "adapter.kind is the text 'dora', which is none of ours."),
+            ("adapter=lokr", "adapter.kind is the text 'lokr', which is none of ours."),
         ],
     )
     def test_mistakes_name_the_override(self, recipe, override, said):

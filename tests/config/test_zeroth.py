@@ -33,6 +33,14 @@ REFUSED = {
     "{" + KSEED + ", pro: true, draws: server}, clients: {0: {epochs: 1}}}": "Use local.steps, or draws=client",
     "{algorithm: decomfl, aggregate: {server_optimizer: yogi}}": "has no weights to step from",
     "{algorithm: {name: decomfl, log: 1}}": "algorithm.log",
+    "{algorithm: {name: decomfl, epsilon: 0}}": "algorithm.epsilon",
+    "{algorithm: {name: ferret, bases: 1}}": "algorithm.bases",
+    "{algorithm: {name: ferret, server_lr: 0}}": "algorithm.server_lr",
+    "{algorithm: {name: ferret, noise: truncated}}": "uniform",
+    "{algorithm: {name: ferret, epsilon: 1e-3}}": "epsilon is a setting of fedkd and fedmezo",
+    "{algorithm: ferret, aggregate: {server_optimizer: adam}}": "has no weights to step from",
+    "{algorithm: ferret, aggregate: {space: products}}": "works on the trained numbers themselves",
+    "{algorithm: ferret, adapter: {ranks: uniform}}": "cannot be averaged by ferret",
 }
 IDLE = {
     "{" + MEZO + "}, local: {optimizer: sgd, max_grad_norm: 3, accumulate: 2}, adapter: {dropout: 0.1}}": [
@@ -49,6 +57,7 @@ IDLE = {
     "{" + MEZO + "}, aggregate: {rule: median}, adapter: {kind: full}}": [],
     "{" + KSEED + ", pro: true, draws: server, corrected: true}, adapter: {kind: full}, attack: label_flip}": [],
     "{algorithm: fedavg, local: {optimizer: sgd}}": [],
+    "{algorithm: ferret, local: {optimizer: sgd, accumulate: 2}, attack: sign_flip}": [],
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def test_timeouts_change_nothing_that_is_sent() -> None:
 
 
 def ready(**traits: str) -> Ready:
-    known = {"fedloom": "1", "layout": "aa", "base": "bb", "template": "chat"}
+    known = {"fedloom": "1", "layout": "aa", "base": "bb", "frame": "ff", "template": "chat"}
     return Ready("t", known | traits, {"train": 3})
 
 
@@ -64,6 +64,7 @@ def test_the_first_client_settles_what_the_server_cannot_know() -> None:
         ("fedloom", "its fedloom is version zz, the server's is 1"),
         ("layout", "another layout"),
         ("base", "weights are not those of the others"),
+        ("frame", "base model is not that of the others"),
         ("template", "by the template zz, here it is chat"),
     ],
 )
@@ -72,6 +73,16 @@ def test_who_differs_is_told_in_what(trait: str, words: str) -> None:
     assert agreement("a", ready()) is None
     assert words in str(agreement("b", ready(**{trait: "zz"})))
     assert agreement("a", ready()) is None, "a client that does not fit settles nothing"
+
+
+def test_quantised_weights_are_compared_with_their_like() -> None:
+    agreement = Agreement({"fedloom": "1", "layout": "aa"})
+    assert agreement("a", ready()) is None
+    assert agreement("b", ready(base="cc@nf4")) is None
+    assert agreement("c", ready(base="cc@nf4")) is None
+    assert "theirs cc@nf4" in str(agreement("d", ready(base="dd@nf4")))
+    assert "theirs bb" in str(agreement("e", ready(base="cc")))
+    assert agreement("f", ready(base="ee@nf4", frame="gg")) is not None
 
 
 def test_a_first_client_that_is_refused_settles_nothing() -> None:

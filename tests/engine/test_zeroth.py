@@ -15,7 +15,8 @@ from fedloom import noise
 from fedloom.adapters.config import FullConfig
 from fedloom.contracts import ClientFailed, Wandered
 from fedloom.drift import Drift, moved, pool, rounded
-from fedloom.engine.requests import Evaluate, Generate, Probe, Wander
+from fedloom.engine.config import OptimizerConfig
+from fedloom.engine.requests import Descend, Evaluate, Generate, Probe, Stand, Wander
 from fedloom.errors import UserError
 from tiny import BATCHES
 
@@ -206,6 +207,22 @@ def test_a_walk_from_a_drift_ends_where_its_slopes_lead(folders, kind):
         table[seed] = rounded(table.get(seed, 0.0) - lr * slope)
     there = Drift(torch.tensor(list(table)), torch.tensor(list(table.values())))
     assert torch.equal(run.y, led(adapted, there))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weights_a_drift_leads_to_are_handed_out(folders, kind):
+    """Also between two trainings with gradients, which change what stands in the model."""
+    engine, layout, adapted = rig(folders, kind)
+    drift, far = Drift(5, torch.tensor([1e-3, 0.0, -2e-3])), Drift(5, torch.tensor([50.0]))
+    x = one(engine, Stand(drift, layout))
+    assert torch.equal(x, led(adapted, drift))
+    descend = Descend(x, layout, BATCHES, LRS, OptimizerConfig(name="sgd"), None, 1, 0, "client")
+    first = one(engine, descend)
+    assert torch.equal(one(engine, Stand(drift, layout)), x)
+    assert torch.equal(one(engine, descend).y, first.y)
+    failed = one(engine, Stand(far, layout))
+    assert isinstance(failed, ClientFailed) and failed.missing.reason == "nonfinite"
+    assert torch.equal(one(engine, Stand(drift, layout)), x)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from fedloom.errors import UserError
@@ -19,6 +22,16 @@ TABLE = [  # blocks, kept, rounded (Offsite-Tuning), cut down (FederatedScope-LL
 def test_kept_blocks_are_those_of_both_projects(blocks, count, rounded, down):
     assert spaced(blocks, count) == rounded
     assert spaced(blocks, count, "fs_llm") == down
+
+
+def test_the_reference_tables():
+    file = Path(__file__).parents[1] / "oracles_offsite.json"
+    tables = json.loads(file.read_text())["offsite_uniform_drop"]["outputs"]
+    assert len(tables) == 8
+    for name, rules in tables.items():
+        blocks, count = (int(part[1:]) for part in name.split("_"))
+        assert spaced(blocks, count) == rules["official_round"]
+        assert spaced(blocks, count, "fs_llm") == rules["fs_llm_int"]
 
 
 def test_one_kept_block_is_the_first():

@@ -14,11 +14,23 @@ import torch
 from torch import Tensor
 
 from fedloom import masks, noise, rng
-from fedloom.contracts import HOME, Call, ClientFailed, ClientId, Distilled, Drift, Model, Profile, Trained, Wandered
+from fedloom.contracts import (
+    HOME,
+    Call,
+    ClientFailed,
+    ClientId,
+    Distilled,
+    Drift,
+    Fitted,
+    Model,
+    Profile,
+    Trained,
+    Wandered,
+)
 from fedloom.drift import Footing, moved, rounded
 from fedloom.engine.config import LocalConfig, OptimizerConfig
-from fedloom.engine.lessons import Distil
-from fedloom.engine.requests import Descend, Evaluate, Logits, Probe, Wander
+from fedloom.engine.lessons import Align, Distil
+from fedloom.engine.requests import Descend, Evaluate, Logits, Probe, Stand, Wander
 from fedloom.events import Event
 from fedloom.params import Layout, Leaf
 from fedloom.runtime.client import LocalPlan
@@ -147,6 +159,8 @@ class QuadraticEngine:
                 return self._walk(job, layout, request)
             case Probe():
                 return [float(loss(weights(p, layout, request.carry), request.examples)) for p in request.points]
+            case Stand():
+                return moved(self.origin, layout, request.drift)
             case Logits():
                 return torch.stack([row.h @ weights(request.x, layout, request.carry) for row in request.examples])
             case Evaluate():
@@ -154,6 +168,8 @@ class QuadraticEngine:
                 return float(loss(weights(x, layout, request.carry), request.examples))
             case Distil():
                 return distilled(layout, request)
+            case Align():
+                return fitted(layout, request)
         raise AssertionError(request)
 
     def _step(self, job: _Job, layout: Layout, request: Descend) -> Any:
@@ -265,6 +281,16 @@ def distilled(layout: Layout, request: Distil) -> Distilled:
             stepped(teacher, lambda t, batch=batch, w=w: loss(t, batch) + (t - w).square().mean() / 10, lr),
         )
     return Distilled(x, teacher, 17, len(both.batches), 0, *losses)
+
+
+def fitted(layout: Layout, request: Align) -> Fitted:
+    """Some leaves learn from the public rows; the others stay."""
+    x, losses = request.x, list[float]()
+    for batch, lr in zip(request.course.batches, request.course.lrs, strict=True):
+        w = stepped(x, lambda x, batch=batch: loss(weights(x, layout), batch), lr)
+        losses.append(float(loss(weights(x, layout), batch)))
+        x = layout.put(x, request.train, layout.take(w, request.train))
+    return Fitted(x, len(losses), 0, sum(losses) / len(losses), request.kd_weight)
 
 
 def stepped(x: Tensor, value: Callable[[Tensor], Tensor], lr: float) -> Tensor:

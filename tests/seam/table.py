@@ -48,6 +48,7 @@ SLOW = World(lr=0.02)
 NEAR = World(far=0.1, lr=0.02)
 NEAR_PAIR = World(ranks=(2,), far=0.1, lr=0.01)
 MEZO: dict[str, Any] = {"name": "fedmezo", "spread": 0.005}
+FEDBIOT: dict[str, Any] = {"name": "fedbiot", "lr": 0.02, "prealign_steps": 3, "align_steps": 2}
 FEDKD: dict[str, Any] = {"name": "fedkd", "teacher": {"name": "toy"}, "lr": 0.02, "batch_size": 16}
 
 
@@ -59,7 +60,7 @@ def made(
     chosen: Any = TypeAdapter(AlgorithmConfig).validate_python(section)
     setting = Setting(
         layout=world.layout(-1), seed=world.seed, rounds=10, cohort=2, lr=0.05, levels=tuple(sorted(set(world.ranks))),
-        density=world.density, steps=4,
+        density=world.density, steps=4, ends=("w.A", "w.B") if world.ranks else (),
     )  # fmt: skip
     page = build(chosen, AggregateConfig.model_validate(aggregate), setting)
     return Row(page, world, learns=learns, least=least)
@@ -115,6 +116,7 @@ def rows() -> dict[str, Row]:
         "lora_a2": made(PAIR, {"name": "lora_a2", "rank": 1, "ratio": 1.0}),
         "fedkd": made(World(), FEDKD),
         "fedkd-lora-turns": made(PAIR, FEDKD, space={"name": "turns"}),
+        "fedbiot": made(PAIR, {**FEDBIOT, "lam": 0.05}, server_optimizer={"name": "sgd", "momentum": 0.3}),
         "fedmezo": made(SLOW, {"name": "fedmezo", "directions": 2, "weight_decay": 1e-3}),
         "fedmezo-random": made(SLOW, {**MEZO, "rate": "random"}),
         "fedmezo-round-wise": made(SLOW, {**MEZO, "rate": "round_wise"}),
@@ -129,6 +131,12 @@ def rows() -> dict[str, Row]:
         "fedkseed-pro-server": made(
             NEAR, {"name": "fedkseed", "pool": 64, "pro": True, "corrected": True, "draws": "server"}
         ),
+        "ferret": made(NEAR, {"name": "ferret", "bases": 30, "server_lr": 0.6, "log": 4}),
+        "ferret-pairs": made(
+            NEAR_PAIR,
+            {"name": "ferret", "bases": 24, "server_lr": 0.3, "unbiased": False, "noise": "gaussian", "log": None},
+            learns=None,
+        ),
         "decomfl": made(NEAR, {"name": "decomfl", "steps": 3, "log": None}),
         "decomfl-log": made(NEAR_PAIR, {"name": "decomfl", "steps": 2, "directions": 2, "log": 3, "forward": True}),
         "median": made(World(), "fedavg", rule={"name": "median"}),
@@ -139,6 +147,7 @@ def rows() -> dict[str, Row]:
         "norm_bound": made(World(), "fedavg", rule={"name": "norm_bound"}),
         "geometric_median": made(World(), "fedavg", rule={"name": "geometric_median"}),
         "local": made(World(), "local", learns=False),
+        "local-inner": made(World(), {"name": "local", "keep_inner": True}, learns=False),
         "centralized": made(World(), "centralized"),
         "fedavg-int8": staged("fedavg", INT8),
         "scaffold-int8": staged("scaffold", INT8),

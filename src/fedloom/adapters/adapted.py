@@ -11,12 +11,13 @@ that it can be saved; nothing can be computed, and parameters trained in full ha
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from fedloom.adapters.budget import Budget
 from fedloom.adapters.dropout import Moment
 from fedloom.adapters.extra import Extra
 from fedloom.adapters.together import Together, fitted
@@ -48,23 +49,34 @@ class Adapted:
     """peft's, around what is adapted: the module itself, or a classifier's backbone; None: this kind has none."""
     layers: Sequence[int] | None = None
     """The base's blocks that were kept, in this order; None: all."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the model calls an adapted module, by what the layout calls it, where these differ."""
+    shifts: bool = False
+    """The module itself adds a leaf's difference to the base's number: vectors stand in it as they are."""
+    bare: Callable[[], AbstractContextManager[None]] | None = None
+    """Lets the module compute as its base; None: zeros of the vector do."""
+    apart: str = "this kind of adapter changes weights that clients would share"
+    """Why clients cannot share a forward pass, where they cannot."""
+    budget: Budget | None = None
+    """What a kind of falling ranks decides after each step."""
     w: Tensor = field(init=False)
     """[P of the layout in use] on the model's device; float32, or float64 for a model in float64. On the CPU for an
     adapter over a skeleton; on `meta` where every parameter of a skeleton is trained."""
     g: Tensor = field(init=False)
     """The same shape, gradients. Empty until something is trained, where every parameter is."""
     differences: bool = field(init=False)
-    """Vectors are what was added to the base."""
+    """Vectors are what was added to the base, and are so here."""
     footing: Footing | None = field(init=False, default=None)
     """Of a model at a drift: `w` itself where vectors are differences, else a vector of its own."""
 
     def __post_init__(self) -> None:
         differences = {leaf.origin == "difference" for leaf in self.layout.leaves}
-        if len(differences) > 1:
+        if len(differences) > 1 and not self.shifts:
             raise ValueError("a layout holds values or differences to the base, not both")
-        self.differences = differences == {True}
+        self.differences = differences == {True} and not self.shifts
         self._base: Tensor | None = None
         self._astray = False  # w is neither the base nor at the footing
+        self._stood: Tensor | None = None  # what stood at the footing, before something was loaded over it
         exact = self.tensors[0].dtype == torch.float64
         dtype = torch.float64 if exact else torch.float32
         self._values = torch.empty(self.layout.size, device=self.tensors[0].device, dtype=dtype)
@@ -119,6 +131,8 @@ class Adapted:
         if layout is not self._shaped and layout != self._shaped:
             self._shape(layout)
         base = self._origin() if self.differences else None
+        if base is not None and self.footing is not None and not self._astray:
+            self._stood = self.w.clone()
         self.w.copy_(x)
         if base is not None:
             self.w.add_(base)
@@ -146,9 +160,12 @@ class Adapted:
             if self._base is not None:
                 self.w.copy_(self._base)
             self.footing = Footing(self.w, self.layout)
+        elif self._astray and self._stood is not None:
+            self.w.copy_(self._stood)
         elif self._astray:
             assert self._base is not None
             self.footing.begin(self._base)
+        self._stood = None
         self._astray = False
         self.footing.to(drift)
         return self.footing
@@ -192,6 +209,7 @@ class Adapted:
         """Within, without gradients, the model stands at x [P] of the layout in use; then where it was, to the bit."""
         extras = list(self.extras.values())
         kept, astray, before = self.w.clone(), self._astray, [(extra.carry, extra.live) for extra in extras]
+        self._astray = True  # and `kept` will be put back
         self.load(x, self._shaped, carry)
         try:
             with torch.no_grad():
@@ -202,6 +220,16 @@ class Adapted:
             self._astray = astray
             for extra, (pair, live) in zip(extras, before, strict=True):
                 extra.carry, extra.live = pair, live
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within, without gradients, the model is its base; then it stands where it stood, to the bit."""
+        if self.bare is None:  # no product of factors, no difference
+            with self.standing(torch.zeros_like(self.w, device="cpu")):
+                yield
+            return
+        with torch.no_grad(), self.bare():
+            yield
 
     def check(self, x: Params, layout: Layout) -> None:
         """Whether a vector is the layout's, and the layout this model's.

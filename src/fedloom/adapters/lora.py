@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedloom import lowrank, masks
 from fedloom.adapters import heads
 from fedloom.adapters.adapted import Adapted
+from fedloom.adapters.blocks import Called, own, within
 from fedloom.adapters.config import LoraConfig
 from fedloom.adapters.dropout import KeyedDropout, Moment
 from fedloom.adapters.extra import Extra
@@ -40,7 +41,7 @@ Ranks = Callable[[list[str]], Mapping[str, int]]
 """The largest rank any client holds, by adapted module."""
 
 
-def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None) -> Adapted:
+def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None, called: Called = own) -> Adapted:
     """Wrap the base's linear layers; the base itself stays frozen and shared.
 
     Args:
@@ -48,12 +49,15 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
         config: kind of adapter.
         seed: where the factors start.
         ranks: of the shared adapter, by module; None: the configured one everywhere.
+        called: what the layout calls an adapted module; by that name its numbers are drawn, too.
 
     Raises:
         UserError: a target names no linear layer, or the rank is too large for one.
     """
     wrapped = _wrapped(base.module, config)
-    found = {name.removeprefix(PREFIX): layer for name, layer in wrapped.named_modules() if hasattr(layer, "lora_A")}
+    adapted = {name.removeprefix(PREFIX): one for name, one in wrapped.named_modules() if hasattr(one, "lora_A")}
+    found = {called(name): layer for name, layer in adapted.items()}
+    names = {called(name): name for name in adapted if called(name) != name}
     if base.skeleton:
         _fetch(found.values())
     shared = ranks(list(found)) if ranks is not None else dict.fromkeys(found, config.rank)
@@ -86,7 +90,7 @@ def adapt(base: Base, config: LoraConfig, seed: int, ranks: Ranks | None = None)
     share(layers, moment)
     wrapped.eval()
     together = LoraTogether(layers, head)
-    return Adapted(module, layout, tensors, first, moment, extras, rescale, together, wrapped, base.layers)
+    return Adapted(module, layout, tensors, first, moment, extras, rescale, together, wrapped, base.layers, names)
 
 
 def _wrapped(module: Any, config: LoraConfig) -> Any:
@@ -103,7 +107,7 @@ def _wrapped(module: Any, config: LoraConfig) -> Any:
     if settings.target_modules is None:
         why = (
             f"peft names no layers for a {module.config.model_type}; use all-linear, or names of linear layers "
-            f"({', '.join(_linear_names(module)[:6])})"
+            f"({', '.join(linear_names(module)[:6])})"
         )
     raise UserError(f"adapter.targets={config.targets}: {why}")
 
@@ -181,9 +185,11 @@ def peft_config(module: Any, config: LoraConfig) -> Any:
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     if isinstance(targets, list) or targets not in ("auto", "all-linear"):
         targets = [targets] if isinstance(targets, str) else targets
-        _check_targets(module.backbone if isinstance(module, Classifier) else module, targets)
+        check_targets(module.backbone if isinstance(module, Classifier) else module, targets)
     if targets == "auto":
         targets = ENCODERS.get(module.config.model_type, "auto")
+    if config.layers is not None:
+        targets = _inside(module.backbone if isinstance(module, Classifier) else module, targets, config.layers)
     pooler = isinstance(module, Classifier) and getattr(module.backbone, "pooler", None) is not None
     conv1d = any(type(layer).__name__ == "Conv1D" for layer in module.modules())
     return peft.LoraConfig(
@@ -262,15 +268,37 @@ def _fetch(layers: Iterable[Any]) -> None:
             nn.init.zeros_(factor.weight)
 
 
-def _check_targets(module: nn.Module, targets: list[str]) -> None:
+def check_targets(module: nn.Module, targets: list[str]) -> None:
+    """Whether these name linear layers.
+
+    Raises:
+        UserError: one does not.
+    """
     linear = [n for n, m in module.named_modules() if _is_linear(m)]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
-            known = _linear_names(module)
+            known = linear_names(module)
             raise UserError(f"adapter.targets: no linear layer is called {target}.{nearest(target, known)}")
 
 
-def _linear_names(module: nn.Module) -> list[str]:
+def _inside(module: Any, targets: str | list[str], layers: Sequence[int]) -> str | list[str]:
+    """Whole names of the targets in these blocks: peft's own way of choosing blocks knows numbers in names only."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
+
+    inside = within(module, layers, "adapter.layers")
+    if targets == "auto":
+        if module.config.model_type not in known:
+            return targets  # peft will say so
+        targets = list(known[module.config.model_type])
+    names = [name for name, part in module.named_modules() if _is_linear(part) and inside(name)]
+    if targets != "all-linear":
+        names = [name for name in names if any(name.endswith(f".{target}") or name == target for target in targets)]
+    if not names:
+        raise UserError(f"adapter.layers={list(layers)}: no linear layer in these blocks is one of adapter.targets")
+    return names
+
+
+def linear_names(module: nn.Module) -> list[str]:
     """Last parts of the names of all linear layers."""
     return sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
 

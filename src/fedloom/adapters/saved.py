@@ -37,7 +37,7 @@ def save(adapted: Adapted, model: Model, layout: Layout, base_name: str, folder:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = factors(adapted, model, layout)
+    pairs = {adapted.names.get(name, name): pair for name, pair in factors(adapted, model, layout).items()}
     wrapper: Any = adapted.wrapper
     settings: Any = copy.deepcopy(wrapper.peft_config["default"])
     settings.base_model_name_or_path = base_name
@@ -65,7 +65,7 @@ def factors(adapted: Adapted, model: Model, layout: Layout) -> dict[str, tuple[T
     found, wrapper = {}, adapted.wrapper
     assert wrapper is not None
     for name, extra in adapted.extras.items():
-        layer: Any = wrapper.get_submodule(PREFIX + name)
+        layer: Any = wrapper.get_submodule(PREFIX + adapted.names.get(name, name))
         scale = float(layer.scaling["default"])
         a = [layer.lora_A["default"].weight]
         b = [layer.lora_B["default"].weight]
@@ -81,7 +81,8 @@ def peft_tensors(adapted: Adapted, x: Params) -> dict[str, Tensor]:
     views = adapted.layout.views(x)
     found = {name: view for name, view in views.items() if name.startswith(heads.PREFIX)}
     for name, (a, b, _) in factors(adapted, Model(x), adapted.layout).items():
-        found[f"{PREFIX}{name}.lora_A.weight"], found[f"{PREFIX}{name}.lora_B.weight"] = a, b
+        own = PREFIX + adapted.names.get(name, name)
+        found[f"{own}.lora_A.weight"], found[f"{own}.lora_B.weight"] = a, b
     return found
 
 

@@ -27,6 +27,8 @@ class AlgorithmSettings(Strict):
     """Whether `aggregate.rule` counts."""
     steady: ClassVar[bool] = True
     """Whether a reply holds the same numbers in every round, as far as the space lets it."""
+    drifts: ClassVar[bool] = False
+    """Whether the shared model is its start moved along directions everybody knows, and only scalars are sent."""
 
 
 class FedAvgConfig(AlgorithmSettings):
@@ -192,6 +194,31 @@ class TeacherConfig(Strict):
     layers: list[int] | None = Field(None, description="Keep only these of its layers; null: all.")
 
 
+class FedBiotConfig(AlgorithmSettings):
+    """FedBiOT: clients tune the ends of an emulator, the server lets its middle follow the model (Wu et al. 2024)."""
+
+    server: ClassVar[bool] = True
+    name: Literal["fedbiot"] = "fedbiot"
+    lam: float = Field(
+        0.01, ge=0, description="Weight of the squared distance of clients' products B A from those they began with."
+    )
+    prealign_steps: int = Field(
+        100, ge=0, description="The server's steps before the first round, on public rows (data.public)."
+    )
+    align_steps: int = Field(20, ge=0, description="And after every round; 0 in both places: the emulator stays.")
+    kd_weight: float = Field(
+        0.1, ge=0, description="Weight of KL(owner || emulator) per token beside the distance of their blocks."
+    )
+    lr: float = Field(1e-3, gt=0, description="Of the server's AdamW; falls in a line to 0 in each alignment.")
+    batch_size: int = Field(16, ge=1, description="Public rows of a step.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Larger gradients are scaled down to it; null: off.")
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the server has anything to learn."""
+        return bool(self.prealign_steps or self.align_steps)
+
+
 class FedKdConfig(AlgorithmSettings):
     """FedKD-LoRA: the server distils the clients' average with a teacher, on public rows (data.public)."""
 
@@ -246,8 +273,6 @@ Directions = Literal["gaussian", "rademacher"]
 class ZerothSettings(AlgorithmSettings):
     """What pages share whose clients learn from losses alone, without gradients."""
 
-    drifts: ClassVar[bool] = False
-    """Whether the shared model is its start moved along directions everybody knows, and only scalars are sent."""
     epsilon: float = Field(1e-3, gt=0, description="How far a probe goes along a direction, in units of weights.")
     limit: float | None = Field(
         None, gt=0, description="A step whose two losses differ by more is left out and counted; null: none is."
@@ -310,11 +335,37 @@ class DeComFlConfig(ZerothSettings):
     )
 
 
+class FerretConfig(AlgorithmSettings):
+    """Ferret: gradients at home, coordinates along random bases on the wire (Shu et al. 2024)."""
+
+    drifts: ClassVar[bool] = True
+    name: Literal["ferret"] = "ferret"
+    bases: int = Field(4096, ge=2, le=1 << 20, description="Coordinates of an update; 4 bytes of traffic each.")
+    server_lr: float = Field(
+        1.0, gt=0, description="How far the shared model follows; lower where bases are few and updates noisy."
+    )
+    unbiased: bool = Field(
+        True, description="Divide by the bases' variance, as the paper; false: a third of each update, as its code."
+    )
+    noise: Literal["uniform", "gaussian", "rademacher"] = Field(
+        "uniform", description="Distribution of the bases; uniform is the paper's truncated normal."
+    )
+    log: int | None = Field(
+        64,
+        ge=1,
+        description="Rounds after which bases come again; 4 bytes for each base and round are kept by everybody. "
+        "null: never.",
+    )
+
+
 class LocalOnlyConfig(AlgorithmSettings):
     """Baseline: every client trains alone, nothing is shared."""
 
     weighted: ClassVar[Weighting] = "uniform"
     name: Literal["local"] = "local"
+    keep_inner: bool = Field(
+        False, description="Clients keep their optimiser's state between rounds, and what AdaLoRA's budget remembers."
+    )
 
 
 class CentralizedConfig(AlgorithmSettings):
@@ -340,9 +391,11 @@ AlgorithmConfig = Annotated[
     | HetLoraConfig
     | LoraA2Config
     | FedKdConfig
+    | FedBiotConfig
     | FedMezoConfig
     | FedKSeedConfig
     | DeComFlConfig
+    | FerretConfig
     | LocalOnlyConfig
     | CentralizedConfig,
     Field(discriminator="name"),

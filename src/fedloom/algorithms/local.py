@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fedloom.aggregate.rules import Sum
+from fedloom.algorithms.fedavg import INNER, recalled
 from fedloom.contracts import Client, Federation, Message, Model, Needs
 from fedloom.params import Params
 
@@ -34,6 +35,8 @@ class LocalOnly:
     """No federation: what a client reaches by itself."""
 
     needs: Needs = Needs(personal=True)
+    keep_inner: bool = False
+    """Clients keep their optimiser's state from round to round, instead of starting it anew."""
 
     def init(self, start: Params) -> State:
         """Everybody begins at `start`."""
@@ -51,8 +54,10 @@ class LocalOnly:
     async def local(self, down: Start, client: Client) -> Done:
         """One client: go on from where it was."""
         y = client.state.get("y")
-        run = await client.descend(down.x if y is None else y)
+        run = await client.descend(down.x if y is None else y, inner=recalled(client) if self.keep_inner else None)
         client.state["y"] = run.y
+        for name, value in (run.inner or {}).items():
+            client.state[f"{INNER}{name}"] = value
         return Done(run.examples)
 
     async def personal(self, down: Model, client: Client) -> Model:

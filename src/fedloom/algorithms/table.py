@@ -45,6 +45,7 @@ from fedloom.algorithms.config import (
     DittoConfig,
     DualConfig,
     FedAvgConfig,
+    FedBiotConfig,
     FedBuffConfig,
     FedKdConfig,
     FedKSeedConfig,
@@ -54,6 +55,7 @@ from fedloom.algorithms.config import (
     FedProxConfig,
     FedRepConfig,
     FedSwaConfig,
+    FerretConfig,
     HetLoraConfig,
     LocalOnlyConfig,
     LookaheadConfig,
@@ -65,6 +67,7 @@ from fedloom.algorithms.decomfl import DeComFl
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.dual import Dual
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedbiot import FedBiot
 from fedloom.algorithms.fedbuff import FedBuff
 from fedloom.algorithms.fedkd import FedKd
 from fedloom.algorithms.fedkseed import FedKSeed
@@ -74,13 +77,14 @@ from fedloom.algorithms.fedper import FedPer
 from fedloom.algorithms.fedprox import FedProx
 from fedloom.algorithms.fedrep import FedRep
 from fedloom.algorithms.fedswa import FedSwa
+from fedloom.algorithms.ferret import Ferret
 from fedloom.algorithms.hetlora import HetLora
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.lookahead import Lookahead
 from fedloom.algorithms.lora_a2 import LoraA2
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.scaffold import Scaffold
-from fedloom.contracts import Algorithm, Lessons, Space
+from fedloom.contracts import Algorithm, Fitting, Lessons, Space
 from fedloom.params import Layout
 from fedloom.spaces.factors import Factors
 from fedloom.spaces.products import Products
@@ -111,6 +115,8 @@ class Setting:
     """Ranks that occur among the clients, ascending."""
     steps: int = 1
     """Most optimiser steps any client takes in a round, as far as the recipe says."""
+    ends: tuple[str, ...] = ()
+    """Under `offsite`, leaves in the blocks that clients train."""
 
 
 def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setting) -> Algorithm[Any]:
@@ -164,6 +170,12 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
                 lr=algorithm.lr, batch_size=algorithm.batch_size, max_grad_norm=algorithm.max_grad_norm,
             )  # fmt: skip
             return FedKd(space, server, guard, lessons=lessons)
+        case FedBiotConfig():
+            fitting = Fitting(algorithm.lr, algorithm.batch_size, algorithm.kd_weight, algorithm.max_grad_norm)
+            return FedBiot(
+                layout, setting.ends, fitting, server, lam=algorithm.lam, before=algorithm.prealign_steps,
+                steps=algorithm.align_steps,
+            )  # fmt: skip
         case FedMezoConfig():
             return FedMezo(
                 space, server, guard, epsilon=algorithm.epsilon, directions=algorithm.directions,
@@ -182,8 +194,13 @@ def build(algorithm: AlgorithmConfig, aggregate: AggregateConfig, setting: Setti
                 epsilon=algorithm.epsilon, forward=algorithm.forward, limit=algorithm.limit, noise=algorithm.noise,
                 log=algorithm.log,
             )  # fmt: skip
+        case FerretConfig():
+            return Ferret(
+                layout, setting.seed, bases=algorithm.bases, server_lr=algorithm.server_lr,
+                unbiased=algorithm.unbiased, noise=algorithm.noise, log=algorithm.log,
+            )  # fmt: skip
         case LocalOnlyConfig():
-            return LocalOnly()
+            return LocalOnly(keep_inner=algorithm.keep_inner)
         case CentralizedConfig():
             return Centralized()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import fedloom
-from fedloom.adapters.config import LoraConfig
+from fedloom.adapters.config import DoraConfig, LoraConfig
 from fedloom.aggregate.config import ServerSgdConfig
 from fedloom.algorithms.config import FedPerConfig
 from fedloom.cite.papers import PAPERS
@@ -138,13 +138,15 @@ def _uses(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield f"attack={config.attack.name}", ATTACKS[config.attack.name]
     yield f"federation.sampling={config.federation.sampling.name}", SAMPLINGS[config.federation.sampling.name]
     yield f"adapter={adapter.kind}", ADAPTERS[adapter.kind]
+    if isinstance(adapter, LoraConfig | DoraConfig) and adapter.rslora:
+        yield "adapter.rslora", ("kalajdzievski2023rslora",)
     if isinstance(adapter, LoraConfig):
-        if adapter.rslora:
-            yield "adapter.rslora", ("kalajdzievski2023rslora",)
         if adapter.freeze == "A":
             yield "adapter.freeze=A", ("sun2024ffa",)
         if adapter.ranks.name != "homogeneous":
             yield f"adapter.ranks={adapter.ranks.name}", ("bai2024flexlora",)
+    if config.offsite is not None:
+        yield "offsite", ("xiao2023offsite",)
     yield f"partition={config.partition.method}", PARTITIONS[config.partition.method]
     yield f"objective={config.objective.name}", OBJECTIVES[config.objective.name]
     if isinstance(config.objective, DpoConfig):

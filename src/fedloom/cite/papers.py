@@ -70,6 +70,10 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
         "Wu, Chuhan and others", 2022,
         "Communication-efficient Federated Learning via Knowledge Distillation", "2108.13323",
     ),
+    "wu2024fedbiot": (
+        "Wu, Feijie and others", 2024,
+        "FedBiOT: LLM Local Fine-tuning in Federated Learning without Full Model", "2406.17706",
+    ),
     "malladi2023mezo": (
         "Malladi, Sadhika and others", 2023,
         "Fine-Tuning Language Models with Just Forward Passes", "2305.17333",
@@ -86,6 +90,10 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
     "li2025decomfl": (
         "Li, Zhe and others", 2025,
         "Achieving Dimension-Free Communication in Federated Learning via Zeroth-Order Optimization", "2405.15861",
+    ),
+    "shu2025ferret": (
+        "Shu, Yao and others", 2025,
+        "Ferret: Federated Full-Parameter Tuning at Scale for Large Language Models", "2409.06277",
     ),
     "zhang2023fedit": (
         "Zhang, Jianyi and others", 2023,
@@ -166,11 +174,34 @@ PAPERS: Final[Mapping[str, tuple[str, int, str, str]]] = {
         "Efraimidis, Pavlos S. and Spirakis, Paul G.", 2006,
         "Weighted Random Sampling with a Reservoir", "https://doi.org/10.1016/j.ipl.2005.11.003",
     ),
+    "xiao2023offsite": (
+        "Xiao, Guangxuan and others", 2023, "Offsite-Tuning: Transfer Learning without Full Model", "2302.04870",
+    ),
     "hu2021lora": (
         "Hu, Edward J. and others", 2021, "LoRA: Low-Rank Adaptation of Large Language Models", "2106.09685",
     ),
     "kalajdzievski2023rslora": (
         "Kalajdzievski, Damjan", 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", "2312.03732",
+    ),
+    "liu2024dora": ("Liu, Shih-Yang and others", 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", "2402.09353"),
+    "liu2022ia3": (
+        "Liu, Haokun and others", 2022,
+        "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", "2205.05638",
+    ),
+    "kopiczko2023vera": (
+        "Kopiczko, Dawid J. and others", 2023, "VeRA: Vector-based Random Matrix Adaptation", "2310.11454",
+    ),
+    "lester2021prompt": (
+        "Lester, Brian and others", 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", "2104.08691",
+    ),
+    "liu2021ptuning": ("Liu, Xiao and others", 2021, "GPT Understands, Too", "2103.10385"),
+    "li2021prefix": (
+        "Li, Xiang Lisa and Liang, Percy", 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+        "2101.00190",
+    ),
+    "zhang2023adalora": (
+        "Zhang, Qingru and others", 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+        "2303.10512",
     ),
     "sun2024ffa": (
         "Sun, Youbang and others", 2024,

@@ -22,13 +22,15 @@ ALGORITHMS: Final[Table] = {
     "hetlora": ("cho2024hetlora",),
     "lora_a2": ("koo2025lora_a2",),
     "fedkd": ("wu2022fedkd",),
+    "fedbiot": ("wu2024fedbiot",),
     "fedmezo": ("ling2024fedmezo", "malladi2023mezo"),
     "fedkseed": ("qin2024fedkseed", "malladi2023mezo"),
     "decomfl": ("li2025decomfl",),
+    "ferret": ("shu2025ferret",),
     "local": (),
     "centralized": (),
 }
-NOT_FACTORS: Final = ("local", "centralized", "fedper", "fedrep", "hetlora", "lora_a2", "fedkseed", "decomfl")
+NOT_FACTORS: Final = ("local", "centralized", "fedper", "fedrep", "hetlora", "lora_a2", "fedkseed", "decomfl", "ferret")
 """Algorithms that do not average the two factors of every pair."""
 SPACES: Final[Table] = {
     "factors": ("zhang2023fedit",),
@@ -74,7 +76,17 @@ SAMPLINGS: Final[Table] = {
     "trace": (),
     "poisson": (),
 }
-ADAPTERS: Final[Table] = {"lora": ("hu2021lora",), "full": ()}
+ADAPTERS: Final[Table] = {
+    "lora": ("hu2021lora",),
+    "full": (),
+    "dora": ("liu2024dora",),
+    "ia3": ("liu2022ia3",),
+    "vera": ("kopiczko2023vera",),
+    "prompt": ("lester2021prompt",),
+    "p_tuning": ("liu2021ptuning",),
+    "prefix": ("li2021prefix",),
+    "adalora": ("zhang2023adalora",),
+}
 PARTITIONS: Final[Table] = {
     "iid": (),
     "dirichlet": ("hsu2019fedavgm",),

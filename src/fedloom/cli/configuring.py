@@ -38,9 +38,12 @@ FLAGS: Final = {
         "--help",
     ),
     "validate": ("--debug", "--help"),
+    "doctor": ("--debug", "--help"),
     "show": ("--example", "--comments", "--debug", "--help"),
     "partition": ("--svg", "--debug", "--help"),
     "pretrain-teacher": ("--out", "--debug", "--help"),
+    "emulator build": ("--out", "--debug", "--help"),
+    "emulator report": ("--emulator", "--run", "--attack-steps", "--rows", "--out", "--debug", "--help"),
 }
 """Options of the commands that take settings, to recognise mistyped ones."""
 

@@ -124,8 +124,8 @@ def client(
     folder: Annotated[Path, typer.Option(help="Where clients keep what they must remember.")] = Path("fedloom-client"),
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="This machine's own: model.name, model.device, engine.*, "
-                     "data.columns.*; may be repeated.", show_default=False),
+        typer.Option("--set", metavar="KEY=VALUE", help="This machine's own: model.name, model.device, "
+                     "offsite.emulator, engine.*, data.columns.*; may be repeated.", show_default=False),
     ] = None,
 ) -> None:  # fmt: skip
     """Take part in a server's run with text that stays here; waits, reconnects, ends with the run."""

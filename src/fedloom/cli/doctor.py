@@ -1,4 +1,4 @@
-"""`fedloom doctor`: whether this machine can train, and with what."""
+"""`fedloom doctor`: whether this machine can train, and with what; how much memory a recipe will need."""
 
 import importlib.metadata
 import platform
@@ -7,9 +7,14 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
+
+from fedloom.cli.configuring import Overrides, loaded
+
+if TYPE_CHECKING:
+    from fedloom.planning import MemoryPlan
 
 LIBRARIES: Final = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "pydantic")
 _LITTLE_DISK: Final = 2 * 2**30
@@ -23,14 +28,64 @@ class Finding:
     text: str
 
 
-def doctor() -> None:
-    """Check the installation, the device and the disk."""
+def doctor(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="Say what this recipe needs instead.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check the installation, the device and the disk; or how much memory a recipe needs, before anything loads."""
+    if recipe is not None:
+        needs(recipe, overrides)
+        return
     bad = False
     for finding in examine():
         typer.echo(textwrap.fill(finding.text, 79, initial_indent=f"{finding.state:<6}", subsequent_indent=" " * 6))
         bad = bad or finding.state == "bad"
     if bad:
         raise typer.Exit(1)
+
+
+def needs(recipe: str, overrides: list[str] | None) -> None:
+    """Print a recipe's memory at its peak, part by part."""
+    config = loaded("doctor", recipe, overrides)
+    from fedloom.planning import plan
+
+    found = plan(config)
+    for line in needed(found):
+        typer.echo(line)
+    if found.total > found.free:
+        raise typer.Exit(1)
+
+
+def needed(found: "MemoryPlan") -> Iterator[str]:
+    """A memory plan in lines."""
+    for item in found.items:
+        yield f"{item.name:<15}{size(item.bytes):>10}   {item.why}"
+    yield f"{'at the peak':<15}{size(found.total):>10}   of {size(found.free)} on this machine's {found.device}"
+    if found.slots > 1:
+        yield (
+            f"{found.slots} clients side by side, {found.tokens} tokens a pass; each further client needs "
+            f"{size(found.each)}, each further token {size(found.per_token)}; {found.fitting} clients would fit"
+        )
+    else:
+        yield f"one client at a time, {found.tokens} tokens a pass; each further token needs {size(found.per_token)}"
+    if found.total > found.free:
+        yield (
+            "This does not fit: lower engine.tokens_per_step, engine.slots or local.batch_size, or set "
+            "model.gradient_checkpointing=true, model.dtype=bfloat16 or model.quantize=nf4."
+        )
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    unit, name = next(
+        (unit, name)
+        for unit, name in ((2**30, "GB"), (2**20, "MB"), (2**10, "kB"), (1, "B"))
+        if count >= unit or unit == 1
+    )
+    return f"{count / unit:.3g} {name}" if count < 1000 * unit else f"{count / unit:.0f} {name}"
 
 
 def examine() -> Iterator[Finding]:

@@ -172,6 +172,12 @@ def _recipes() -> Pairs:
     return [(name, recipes.summary(name)) for name in recipes.names()]
 
 
+def _tasks() -> Pairs:
+    from fedloom.evaluate.tasks import TABLE, described
+
+    return [(name, described(task)) for name, task in TABLE.items()]
+
+
 KINDS: Final[Mapping[str, tuple[str, Callable[[], Pairs]]]] = {
     "algorithms": ("algorithm.name", _algorithms),
     "spaces": ("aggregate.space.name", _variants("aggregate", "space")),
@@ -193,4 +199,5 @@ KINDS: Final[Mapping[str, tuple[str, Callable[[], Pairs]]]] = {
     "engines": ("engine.name", _values("engine", "name")),
     "runtimes": ("runtime.name", _values("runtime", "name")),
     "recipes": ("what `fedloom run` takes", _recipes),
+    "tasks": ("what `fedloom eval` scores", _tasks),
 }

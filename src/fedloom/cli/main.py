@@ -6,7 +6,7 @@ from typing import Final
 import typer
 import typer.core
 
-from fedloom.cli import configuring, deploying, doctor, listing, results, rows, running, teaching
+from fedloom.cli import configuring, deploying, doctor, emulating, evaluating, listing, results, rows, running, teaching
 from fedloom.cli.exits import guarded
 
 typer.core.HAS_RICH = False  # help is plain text; typer before 0.21, as Flower wants it, escapes brackets all the same
@@ -35,9 +35,13 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "show": configuring.show,
     "partition": rows.partition,
     "pretrain-teacher": teaching.pretrain_teacher,
+    "emulator build": emulating.build,
+    "emulator show": emulating.show,
+    "emulator report": emulating.report,
     "recipes": configuring.recipes,
     "copy": configuring.copy,
     "list": listing.listing,
+    "eval": evaluating.evaluate,
     "report": results.report,
     "cite": results.cite,
     "chat": results.chat,
@@ -52,11 +56,18 @@ COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "doctor": doctor.doctor,
     "version": version,
 }
+GROUPS: Final[Mapping[str, str]] = {"emulator": emulating.HELP}
+"""Words that begin several commands, and what these are about."""
 _SETTINGS: Final = {"ignore_unknown_options": True}
 """For commands that take settings: an unknown --flag reaches us as an argument, and is answered with key=value."""
 
+_groups = {name: typer.Typer(help=words, no_args_is_help=True, rich_markup_mode=None) for name, words in GROUPS.items()}
 for _name, _command in COMMANDS.items():
-    app.command(_name, context_settings=_SETTINGS if _name in configuring.FLAGS else None)(guarded(_command))
+    _group, _, _word = _name.rpartition(" ")
+    _home = _groups[_group] if _group else app
+    _home.command(_word, context_settings=_SETTINGS if _name in configuring.FLAGS else None)(guarded(_command))
+for _name, _home in _groups.items():
+    app.add_typer(_home, name=_name)
 
 
 def entry() -> None:

@@ -206,7 +206,7 @@ class Bars:
                 self._rest(event.round)
             case Evaluated():
                 best = wording.main_metric(event.metrics)
-                if best is not None and event.split != "global":
+                if best is not None and event.split not in ("global", "emulator"):
                     self._metric = f"{best[0]} {wording.number(*best)}"
                     self._note()
             case BestModel() | RunFinished() | _:

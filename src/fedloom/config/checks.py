@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from fedloom.config.bases import BASES
+from fedloom.config.kinds import KINDS
 from fedloom.config.methods import METHODS
 from fedloom.config.objectives import OBJECTIVES
+from fedloom.config.offsite import OFFSITE
 from fedloom.config.schema import Config
 from fedloom.config.tree import KeyPath, dotted
 from fedloom.config.words import Problem
@@ -37,7 +40,8 @@ CLIENTS: Final = ("partition.clients", "partition.method")
 def check(config: Config) -> list[Contradiction]:
     """Every contradiction in a configuration whose sections are each valid."""
     found = [problem for one in CHECKS for problem in one(config)]
-    return found + [_problem(text, *reads) for one in (*METHODS, *OBJECTIVES, *ZEROTH) for text, *reads in one(config)]
+    said = (*METHODS, *OBJECTIVES, *BASES, *KINDS, *ZEROTH, *OFFSITE)
+    return found + [_problem(text, *reads) for one in said for text, *reads in one(config)]
 
 
 def require(config: Config) -> Config:

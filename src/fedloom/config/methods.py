@@ -6,7 +6,7 @@ Each refusal has a reason in the mathematics; none is a matter of taste. Setting
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
-from fedloom.adapters.config import LoraConfig
+from fedloom.adapters.config import FullConfig, LoraConfig
 from fedloom.aggregate.config import (
     AggregateConfig,
     BulyanConfig,
@@ -29,6 +29,7 @@ from fedloom.algorithms.config import (
     PFedMeConfig,
     ScaffoldConfig,
 )
+from fedloom.config import offsite
 from fedloom.config.schema import Config
 from fedloom.config.zeroth import idle
 
@@ -86,7 +87,7 @@ def without_effect(config: Config) -> list[str]:
             said.append("aggregate.weighting has no effect without algorithm.weighted_updates")
     elif any(one.speed != 1 for one in config.clients.values()):
         said.append(f"clients.*.speed has no effect: {algorithm.name} waits for everybody")
-    return said + idle(config)
+    return said + idle(config) + offsite.idle(config)
 
 
 def lora_needed(config: Config) -> Said:
@@ -103,6 +104,21 @@ def lora_needed(config: Config) -> Said:
             "algorithm",
             "adapter",
         )
+
+
+def blocks_that_learn(config: Config) -> Said:
+    """Some block must be left to train, and what stands outside the blocks is trained anyway where all is."""
+    adapter = config.adapter
+    if not isinstance(adapter, LoraConfig | FullConfig):
+        return
+    outside = isinstance(adapter, FullConfig) and adapter.embeddings
+    if adapter.layers == [] and not outside:
+        yield "is an empty list: nothing would be trained. Name a block, or leave it out.", "adapter.layers"
+    if adapter.layers is not None and len(set(adapter.layers)) < len(adapter.layers):
+        yield f"is {adapter.layers}, which names a block twice. Name each once.", "adapter.layers"
+    if outside and adapter.layers is None and config.offsite is None:
+        text = "is true, but without adapter.layers everything is trained anyway. Name the blocks, or leave it out."
+        yield text, "adapter.embeddings", "adapter.layers"
 
 
 def mixed_ranks(config: Config) -> Said:
@@ -168,7 +184,8 @@ def frozen_factor(config: Config) -> Said:
     adapter = config.adapter
     if not isinstance(adapter, LoraConfig) or adapter.freeze == "none":
         return
-    if config.aggregate.space.lora or config.algorithm.spaces == "one" or config.algorithm.name == "dual":
+    pairs = config.algorithm.spaces == "one" or config.algorithm.name in ("dual", "fedbiot")
+    if config.aggregate.space.lora or pairs:
         what = config.aggregate.space.name if config.aggregate.space.lora else config.algorithm.name
         yield f"is A, but {what} needs both factors. Leave it out.", "adapter.freeze", "aggregate.space", "algorithm"
 
@@ -284,6 +301,7 @@ METHODS: Final = (
     rule_and_algorithm,
     turns_that_learn,
     lora_needed,
+    blocks_that_learn,
     mixed_ranks,
     number_by_number,
     frozen_factor,

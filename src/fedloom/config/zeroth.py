@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
-from fedloom.adapters.config import LoraConfig
 from fedloom.aggregate.config import RefactoredConfig, ServerSgdConfig, SparseConfig, TurnsConfig
 from fedloom.algorithms.config import DeComFlConfig, FedKSeedConfig, FedMezoConfig, ZerothSettings
 from fedloom.config.schema import Config
@@ -47,12 +46,12 @@ def rates_of_clients(config: Config) -> Said:
 def nobody_holds_a_model(config: Config) -> Said:
     """Where only scalars travel, there is nothing for what works on weights."""
     algorithm = config.algorithm
-    if not isinstance(algorithm, ZerothSettings) or not algorithm.drifts:
+    if not algorithm.drifts:
         return
     if config.aggregate.server_optimizer != ServerSgdConfig():
         text = f"is given, but under {algorithm.name} the server adds up scalars and has no weights to step from."
         yield f"{text} Leave it out, or use algorithm=fedmezo.", "aggregate.server_optimizer", "algorithm"
-    if config.attack.name not in ("none", "label_flip"):
+    if isinstance(algorithm, ZerothSettings) and config.attack.name not in ("none", "label_flip"):
         text = f"is {config.attack.name}, which changes weights, but clients of {algorithm.name} send scalars."
         yield f"{text} Use label_flip, or algorithm=fedmezo.", "attack", "algorithm"
 
@@ -82,7 +81,7 @@ def idle(config: Config) -> list[str]:
     for key in ("max_grad_norm", "accumulate"):
         if getattr(local, key) != LocalConfig.model_fields[key].default:
             said.append(f"local.{key} has no effect: {why}")
-    if isinstance(config.adapter, LoraConfig) and config.adapter.dropout:
+    if getattr(config.adapter, "dropout", 0):
         said.append(f"adapter.dropout has no effect: {why}, and nothing is dropped there")
     if isinstance(algorithm, DeComFlConfig) and (local.epochs is not None or local.warmup):
         said.append("local.epochs and local.warmup have no effect: all clients take algorithm.steps alike")

@@ -100,6 +100,34 @@ class Distilled:
 
 
 @dataclass(frozen=True)
+class Fitting:
+    """How an emulator is fitted to the model it stands for, on the public rows."""
+
+    lr: float
+    """At the start; it falls in a line to 0."""
+    batch_size: int
+    kd_weight: float
+    """Weight of the divergence of words beside the distance of blocks."""
+    max_grad_norm: float | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What such a fitting gives."""
+
+    y: Params
+    """[P], all leaves of the emulator."""
+    steps: int
+    """Steps taken."""
+    skipped: int
+    """Steps left out."""
+    distance: float | None
+    """Mean over these steps of the distance of blocks; None without a step."""
+    divergence: float | None
+    """Mean over these steps of the divergence of words, per token."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """The numbers of a client's trainings in one task, for logs; no algorithm reads it."""
 
@@ -273,6 +301,9 @@ class Client(Protocol):
             step: False: only look at the slopes; every step begins at x.
         """
 
+    def stand(self, drift: Drift) -> Awaitable[Params]:
+        """The weights [P] a drift leads to from the run's start, on their grids: to train from with gradients."""
+
     def logits(self, x: Params, *, carry: Carry = ()) -> Awaitable[Tensor]:
         """The model's outputs at `x` on the public rows."""
 
@@ -294,6 +325,17 @@ class Client(Protocol):
             carry: what lies on top of the student's base meanwhile, frozen.
             teacher: [Q] as the last distillation gave it; None: it begins as it was loaded.
             teacher_base: the same.
+        """
+
+    def align(self, x: Params, how: Fitting, *, steps: int, train: Sequence[str]) -> Awaitable[Fitted]:
+        """Fit an emulator at `x` [P] to its owner's model, which carries those leaves of x that stay; the server's own
+        worker only.
+
+        Args:
+            x: the emulator's vector.
+            how: what is minimised, and how fast.
+            steps: optimiser steps, at least 1.
+            train: names of the leaves that move.
         """
 
     def exchange(self, phase: str, payload: Message) -> Awaitable[Mapping[ClientId, Message]]:

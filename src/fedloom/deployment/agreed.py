@@ -4,9 +4,11 @@ import hashlib
 
 from fedloom.assembly import Parts
 from fedloom.config import Config, dump
+from fedloom.config.offsite import check_made
 from fedloom.contracts import ClientId
 from fedloom.data.config import DataConfig, NaturalConfig
 from fedloom.errors import UserError
+from fedloom.models.offsite_config import AlignConfig
 from fedloom.objectives.config import ClassifyConfig
 from fedloom.runtime.config import CheckpointConfig, RunConfig, RuntimeConfig
 from fedloom.runtime.deploy_config import DeployConfig
@@ -16,9 +18,12 @@ from fedloom.version import __version__
 
 OWN = "each client's own"
 """Stands in a sent recipe for the data."""
+OWNERS = "its owner's"
+"""And for a model that clients have an emulator of."""
 WORDS = {
     "fedloom": "its fedloom is version {theirs}, the server's is {ours}; install the same everywhere",
     "layout": "its adapter has another layout ({theirs}, here {ours}): its model.name is another model",
+    "frame": "its base model is not that of the others ({theirs}, theirs {ours}); put the same files everywhere",
     "base": "its base model's weights are not those of the others ({theirs}, theirs {ours}); put the same files "
     "everywhere",
     "template": "it writes rows by the template {theirs}, here it is {ours}; set data.template, or put the same "
@@ -42,6 +47,9 @@ def sendable(config: Config, clients: dict[str, ClientId], cohort: int) -> str:
         ),
         "evaluate": config.evaluate.model_copy(update={"global_source": None, "forgetting": False}),
     }  # fmt: skip
+    if config.offsite is not None:  # clients open the emulator alone
+        changes["model"] = config.model.model_copy(update={"name": OWNERS, "revision": None})
+        changes["offsite"] = config.offsite.model_copy(update={"align": AlignConfig()})
     return dump(config.model_copy(update=changes))
 
 
@@ -53,7 +61,9 @@ def fingerprint(text: str) -> str:
 def traits(parts: Parts) -> dict[str, str]:
     """What must be equal everywhere; a server without weights knows no base."""
     found = {"fedloom": __version__, "layout": parts.adapted.layout.fingerprint, "template": parts.data.template_name}
-    return found if parts.base.skeleton else found | {"base": parts.base_kin}
+    if not parts.base.skeleton:
+        found["frame"] = parts.base_frame
+    return found | {"base": parts.base_kin} if parts.base_kin else found
 
 
 class Agreement:
@@ -66,10 +76,16 @@ class Agreement:
         """Why a client does not fit; None: it does. Only one that fits settles anything."""
         for trait, words in WORDS.items():
             theirs = ready.traits.get(trait, "unknown")
-            if theirs != self.known.get(trait, theirs) or theirs == "unknown":
-                return words.format(theirs=theirs, ours=self.known.get(trait, "settled by nobody yet"))
-        self.known |= {trait: ready.traits[trait] for trait in WORDS}
+            key = _key(trait, theirs)
+            if theirs != self.known.get(key, theirs) or theirs == "unknown":
+                return words.format(theirs=theirs, ours=self.known.get(key, "settled by nobody yet"))
+        self.known |= {_key(trait, ready.traits[trait]): ready.traits[trait] for trait in WORDS}
         return None
+
+
+def _key(trait: str, value: str) -> str:
+    """Weights can be compared where they are held in one format; `frame` is the same in all."""
+    return trait + (value[value.index("@") :] if "@" in value else "") if trait == "base" else trait
 
 
 def check(config: Config) -> None:
@@ -78,6 +94,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: the recipe asks for it.
     """
+    check_made(config, deployed=True)
     if config.attack.name != "none":
         raise UserError(f"attack.name={config.attack.name} is for simulations; take the section out")
     if config.algorithm.name == "centralized":

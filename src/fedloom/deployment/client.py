@@ -17,7 +17,6 @@ from fedloom.deployment import agreed
 from fedloom.deployment.joining import JoinFile
 from fedloom.deployment.locking import Busy, held
 from fedloom.errors import UserError
-from fedloom.models.load import location
 from fedloom.runtime.flower.node import Letter, Node
 from fedloom.runtime.flower.parcels import ParcelError
 from fedloom.runtime.letters import End, Ready, Recipe
@@ -29,8 +28,8 @@ from fedloom.version import __version__
 
 LARGEST = 2 << 30
 """Bytes a letter may have."""
-LOCAL = ("model.", "engine.", "data.columns.", "data.root", "runtime.window")
-"""Settings a client may choose for itself: where its model lies and how it computes."""
+LOCAL = ("model.", "offsite.emulator", "engine.", "data.columns.", "data.root", "runtime.window")
+"""Settings a client may choose for itself: where its model or emulator lies and how it computes."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +218,6 @@ def _saved(parts: Parts, own: Model, client: ClientId, folder: Path) -> str:
     if not own.whole:
         return "it has no model that could be used as it stands"
     with atomic.folder(folder) as aside:
-        base, layout = location(parts.config.model.name), parts.profile(client).layout
+        base, layout = parts.base_name, parts.profile(client).layout
         adapters.save(parts.adapted, parts.config.adapter, own, layout, base, aside)
     return f"its model is in {folder}"

@@ -84,7 +84,7 @@ class _Steps:
             case None:
                 return [None] * len(texts)
             case "base":
-                return [engine.said_at(engine.nowhere(), (), part) for part in texts]
+                return [engine.said_bare(part) for part in texts]
             case "start":
                 return [engine.said(part) for part in texts]
 

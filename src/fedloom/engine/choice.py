@@ -25,6 +25,7 @@ from fedloom.engine.requests import Descend
 from fedloom.engine.slots import Slots
 from fedloom.errors import RunStopped, UserError
 from fedloom.metrics.scores import Scores
+from fedloom.models import quantised
 from fedloom.objectives.base import Forward, Objective, Text
 from fedloom.objectives.sft import Sft
 from fedloom.params import Params
@@ -173,7 +174,7 @@ def row_invariant(module: nn.Module, dtype: torch.dtype, rows: Sequence[int] = (
     this is a property of the machine, the library, the format and the number of threads.
     """
     shapes = {
-        (tuple(weight.shape), weight.device)
+        (quantised.shape(layer), weight.device)
         for layer in module.modules()
         if _linear(layer) and isinstance(weight := getattr(layer, "weight", None), Tensor) and weight.dim() == 2
     }
@@ -191,7 +192,7 @@ def row_invariant(module: nn.Module, dtype: torch.dtype, rows: Sequence[int] = (
 
 def _unsuited(adapted: Adapted, optimizer: OptimizerConfig) -> str | None:
     if adapted.together is None:
-        return "this kind of adapter changes weights that clients would share"
+        return adapted.apart
     config: Any = adapted.module.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - HEEDED)

@@ -79,8 +79,8 @@ class Descent:
                 g.masked_fill_(self._frozen, 0)
         return g.norm()
 
-    def close(self, loss: float, norm: float) -> None:
-        """Take the step, unless its loss or gradient is not finite.
+    def close(self, loss: float, norm: float) -> bool:
+        """Take the step, unless its loss or gradient is not finite; whether it was taken.
 
         Args:
             loss: mean over the batch's units, penalty included.
@@ -90,7 +90,7 @@ class Descent:
             self._skipped += 1
             if self._diverged is None:
                 self._diverged = self.step
-            return
+            return False
         self._diverged = None
         if self._gradient is not None and self._raw is not None:
             self._gradient += self._raw
@@ -103,6 +103,7 @@ class Descent:
         self._losses.append(loss)
         self._rates.append(lr)
         self._examples, self._tokens = self._examples + len(self.batch), self._tokens + self.count
+        return True
 
     def result(self, y: Params, inner: Callable[[], Any]) -> Trained | ClientFailed:
         """What came out.

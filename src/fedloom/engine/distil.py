@@ -9,7 +9,7 @@ steps has diverged, and the task fails.
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -37,8 +37,21 @@ from fedloom.params import Params
 ADAMW = OptimizerConfig(name="adamw")
 
 
+class Holder(Protocol):
+    """Who holds a second model, and serves what is asked of both."""
+
+    @property
+    def asked(self) -> type[Any]:
+        """The kind of request."""
+
+    def serve(self, request: Any) -> Any:
+        """What comes out of a request, or `ClientFailed`."""
+
+
 class Tutor:
     """Holds the teacher, and serves distillations."""
+
+    asked: ClassVar[type[Any]] = Distil
 
     def __init__(
         self, student: Adapted, teacher: Adapted, tokenizer: Any, objective: Objective, loss: Distillation
@@ -240,9 +253,9 @@ class _Together:
 
 
 class Tutoring:
-    """An engine that leaves everything but distillations to another one."""
+    """An engine that leaves everything but what takes two models to another one."""
 
-    def __init__(self, inner: Engine, tutor: Tutor) -> None:
+    def __init__(self, inner: Engine, tutor: Holder) -> None:
         self.inner, self.tutor = inner, tutor
         self._queue = deque[Call[Any]]()
         self._others = 0
@@ -253,8 +266,8 @@ class Tutoring:
         return self.inner.room()
 
     def admit(self, call: Call[Any]) -> None:
-        """Keep a distillation, hand on all else."""
-        if isinstance(call.request, Distil):
+        """Keep what takes two models, hand on all else."""
+        if isinstance(call.request, self.tutor.asked):
             self._queue.append(call)
         else:
             self.inner.admit(call)

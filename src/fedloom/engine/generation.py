@@ -1,11 +1,17 @@
-"""Greedy answers to many prompts, in batches of similar lengths, filled up on the left."""
+"""Greedy answers to many prompts, in batches of similar lengths, filled up on the left.
 
+Prompts behind virtual tokens share a batch where they are of one length: see `fedloom.adapters.virtual`.
+"""
+
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from fedloom.adapters import virtual
 
 
 @torch.no_grad()
@@ -23,8 +29,9 @@ def answers(
     """
     module.eval()
     found = [""] * len(prompts)
+    batches = _batches(prompts, max(1, batch_size), max_new_tokens, _positions(module), virtual.tokens(module) > 0)
     with _plain_settings(module):
-        for room, chosen in _batches(prompts, max(1, batch_size), max_new_tokens, _positions(module)):
+        for room, chosen in batches:
             batch = [prompts[i] for i in chosen]
             for i, ids in zip(chosen, _continue(module, tokenizer, batch, stop_ids, room), strict=True):
                 found[i] = tokenizer.decode(ids, skip_special_tokens=True)
@@ -40,15 +47,18 @@ def filling(module: nn.Module, tokenizer: Any) -> int:
 
 
 def _batches(
-    prompts: Sequence[Sequence[int]], size: int, longest: int, positions: int | None
+    prompts: Sequence[Sequence[int]], size: int, longest: int, positions: int | None, alike: bool = False
 ) -> Iterator[tuple[int, list[int]]]:
-    """How many tokens may follow, and which prompts; those with equal room and similar lengths together."""
-    by_room: dict[int, list[int]] = {}
+    """How many tokens may follow, and which prompts; those with equal room and similar lengths together.
+
+    `alike`: only those of one length.
+    """
+    by_room: dict[tuple[int, int], list[int]] = {}
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
         room = longest if positions is None else min(longest, positions - len(prompts[i]))
         if room > 0:
-            by_room.setdefault(room, []).append(i)
-    for room, chosen in by_room.items():
+            by_room.setdefault((room, len(prompts[i]) if alike else 0), []).append(i)
+    for (room, _), chosen in by_room.items():
         for i in range(0, len(chosen), size):
             yield room, chosen[i : i + size]
 
@@ -63,16 +73,18 @@ def _continue(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    out = module.generate(  # type: ignore[operator]
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        pad_token_id=pad,
-        eos_token_id=list(stop_ids),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Position ids are not supported")  # the model counts them itself
+        out = module.generate(  # type: ignore[operator]
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=pad,
+            eos_token_id=list(stop_ids),
+        )
     stops = set(stop_ids)
     return [_until(row, stops) for row in out[:, width:].tolist()]
 
@@ -96,7 +108,7 @@ def _plain_settings(module: nn.Module) -> Iterator[None]:
 
 def _positions(module: nn.Module) -> int | None:
     limit = getattr(module.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
+    return limit - virtual.tokens(module) if isinstance(limit, int) else None
 
 
 def _until(ids: list[int], stops: set[int]) -> list[int]:

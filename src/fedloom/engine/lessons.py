@@ -1,11 +1,11 @@
-"""What the server's own worker may ask of an engine that holds a teacher, as plain values."""
+"""What the server's own worker may ask of an engine that holds a second model, as plain values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedloom import rng
-from fedloom.contracts import Carry, Lessons
+from fedloom.contracts import Carry, Fitting, Lessons
 from fedloom.engine.batches import plan
 from fedloom.engine.schedule import step_rates
 from fedloom.params import Layout, Params
@@ -44,6 +44,23 @@ class Distil:
     carry: Carry = ()
 
 
+@dataclass(frozen=True)
+class Align:
+    """An emulator is fitted to the model of its owner."""
+
+    x: Params
+    """[P] where it starts."""
+    layout: Layout
+    course: Course
+    train: Sequence[str]
+    """Leaves that move; the owner's model carries the others."""
+    kd_weight: float
+    max_grad_norm: float | None
+    accumulate: int
+    label: str
+    """Who asks, for messages."""
+
+
 def courses(lessons: Lessons, rows: Sequence[Any], learned: bool, seed: int) -> tuple[list[Course], Course | None]:
     """The batches of a task: the teacher's alone, and those of both.
 
@@ -58,6 +75,12 @@ def courses(lessons: Lessons, rows: Sequence[Any], learned: bool, seed: int) -> 
     alone = [course(lessons, rows, epochs, rng.key(seed, name)) for name, epochs in wanted if epochs]
     both = course(lessons, rows, lessons.together, rng.key(seed, "together")) if lessons.together else None
     return alone, both
+
+
+def fitting(how: Fitting, rows: Sequence[Any], steps: int, seed: int) -> Course:
+    """Keyed batches for so many steps, and a rate that falls in a line to 0."""
+    chosen = plan(len(rows), how.batch_size, seed, steps=steps)
+    return Course([[rows[i] for i in batch] for batch in chosen], step_rates(how.lr, steps, 0, 0.0))
 
 
 def course(lessons: Lessons, rows: Sequence[Any], epochs: float, seed: int) -> Course:

@@ -60,11 +60,13 @@ def said(module: nn.Module, batch: Batch, forward: Forward) -> list[Tensor]:
     """What the model says of each text, as `forward` names it.
 
     Filling stands to the right of all text: where later tokens are not looked at, no text sees it and no attention mask
-    is needed; a model with a head is told what is text.
+    is needed; a model with a head is told what is text. Virtual tokens stand right before each text.
     """
     if forward == "pooled":
         return list(exact(module(input_ids=batch.ids, attention_mask=batch.real)).unbind())
-    words = module(input_ids=batch.ids, use_cache=False).logits[batch.rows, batch.places]
+    logits = module(input_ids=batch.ids, use_cache=False).logits
+    before = logits.shape[1] - batch.ids.shape[1]  # virtual tokens, where the model speaks of them too
+    words = logits[batch.rows, batch.places + before]
     return apart(words, batch.targets, batch.counts, forward)
 
 

@@ -7,23 +7,24 @@ with the same weights share forward passes.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedloom import rng
+from fedloom.adapters import budget
 from fedloom.adapters.adapted import Adapted
 from fedloom.contracts import Call, Carry, ClientFailed, ClientId, Trained
-from fedloom.drift import Strayed
+from fedloom.drift import Drift, Strayed
 from fedloom.engine import alone, generation, optimizers, padded, scoring
 from fedloom.engine.descent import Descent, split
-from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander
+from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Stand, Wander
 from fedloom.metrics.scores import Scores
 from fedloom.objectives.base import Forward, Objective, Text
 from fedloom.objectives.sft import Sft
-from fedloom.params import Params
+from fedloom.params import Layout, Params
 
 ROOM = 64
 
@@ -95,6 +96,9 @@ class Reference:
                 result = [self._loss(point, first.request) for point in first.request.points]
             case Logits():
                 result = self._logits(first.request)
+            case Stand():
+                failed = self.stood(first.request.drift, first.request.layout)
+                result = self.adapted.read() if failed is None else failed
             case Generate():
                 result = self._generate(first.request)
             case other:
@@ -109,8 +113,12 @@ class Reference:
         if request.drift is None:
             self.adapted.load(request.x, request.layout, request.carry)
             return None
+        return self.stood(request.drift, request.layout)
+
+    def stood(self, drift: Drift, layout: Layout) -> ClientFailed | None:
+        """Let the model stand where a drift leads; why it cannot."""
         try:
-            self.adapted.stand(request.drift, request.layout)
+            self.adapted.stand(drift, layout)
         except Strayed as strayed:
             return ClientFailed(str(strayed), "nonfinite")
         return None
@@ -190,21 +198,24 @@ class Reference:
         An evaluation compares with the base even where training compares with its start: the model that is scored is
         that start, and would always be equal to it.
         """
-        return None if self.objective.reference is None else self.said_at(self.nowhere(), (), texts)
+        return None if self.objective.reference is None else self.said_bare(texts)
 
     def said_at(self, x: Params, carry: Carry, texts: Sequence[Text]) -> list[Tensor]:
         """What the model says of them at x [P], without gradients and dropout; it then stands where it stood."""
+        return self._said_within(self.adapted.standing(x, carry), texts)
+
+    def said_bare(self, texts: Sequence[Text]) -> list[Tensor]:
+        """What the base says of them, without gradients; the model then stands where it stood."""
+        return self._said_within(self.adapted.off(), texts)
+
+    def _said_within(self, elsewhere: AbstractContextManager[None], texts: Sequence[Text]) -> list[Tensor]:
         module = self.adapted.module
         training = module.training
         module.eval()
-        with self.adapted.standing(x, carry):
+        with elsewhere:
             found = self.said(texts)
         module.train(training)
         return found
-
-    def nowhere(self) -> Params:
-        """[P] of the base itself: no product of factors, no difference."""
-        return torch.zeros(self.adapted.w.shape, dtype=self.adapted.w.dtype)
 
     def _generate(self, request: Generate) -> list[str] | ClientFailed:
         failed = self.placed(request)
@@ -222,8 +233,11 @@ class _Training:
         self.adapted.load(request.start, request.layout, request.carry)
         tensors = self.adapted.parameters(request.train)
         self.optimizer = optimizers.make(request.optimizer, tensors, request.lrs[0] if request.lrs else 0.0)
-        if request.inner:
-            optimizers.recall(self.optimizer, request.inner)
+        kept, self.budget = budget.without(request.inner or {}), self.adapted.budget
+        if kept:
+            optimizers.recall(self.optimizer, kept)
+        if self.budget is not None:
+            self.budget.begin(request.inner)
         self.objective = engine.objective
         self.descent = Descent(request, self.objective, self.adapted.g, self.adapted.now, self.optimizer)
 
@@ -234,9 +248,15 @@ class _Training:
             self.adapted.module.train()  # (OPT's layer drop of 0)
             while self.descent.next():
                 loss = self._backward()
-                self.descent.close(loss, float(self.descent.settle()))
+                taken = self.descent.close(loss, float(self.descent.settle()))
+                if taken and self.budget is not None:
+                    self.budget.spend()
             self.adapted.module.eval()
-        return self.descent.result(self.adapted.read(), lambda: optimizers.memory(self.optimizer))
+        return self.descent.result(self.adapted.read(), self._memory)
+
+    def _memory(self) -> dict[str, Tensor]:
+        """What the optimiser remembers, and a budget."""
+        return optimizers.memory(self.optimizer) | ({} if self.budget is None else self.budget.memory())
 
     def _backward(self) -> float:
         """Gradients of the whole batch's mean into `g`, part by part; the loss."""
@@ -249,6 +269,8 @@ class _Training:
             penalty = self.descent.penalty(self.adapted.by_name()) if part == 0 else None
             if penalty is not None:
                 loss = loss + penalty
+            if self.budget is not None and part == 0:
+                loss = loss + self.budget.penalty()
             loss.backward()
             self.adapted.moment.seed = None
             total += loss.item()
@@ -259,6 +281,6 @@ class _Training:
             case None:
                 return None
             case "base":
-                return self.engine.said_at(self.engine.nowhere(), (), texts)
+                return self.engine.said_bare(texts)
             case "start":
                 return self.engine.said_at(self.request.start, self.request.carry, texts)

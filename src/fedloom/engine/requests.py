@@ -6,7 +6,7 @@ Examples are whatever the engine and its objective understand (`fedloom.data.enc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from fedloom.drift import Drift
 from fedloom.engine.config import OptimizerConfig
 from fedloom.noise import Kind
 from fedloom.params import Layout, Params
+
+On: TypeAlias = Literal["trained", "plugged"]
+"""Which model is meant where there are two: the one the federation trains, or its owner's with the numbers put back."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,14 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Stand:
+    """The weights a drift leads to."""
+
+    drift: Drift
+    layout: Layout
+
+
+@dataclass(frozen=True)
 class Logits:
     """The model's outputs at `x`."""
 
@@ -125,6 +136,7 @@ class Evaluate:
     carry: Carry = ()
     drift: Drift | None = None
     """Where the model stands instead of at `x`."""
+    on: On = "trained"
 
 
 @dataclass(frozen=True)

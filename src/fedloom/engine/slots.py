@@ -23,7 +23,7 @@ from fedloom.drift import Strayed
 from fedloom.engine import padded, scoring
 from fedloom.engine.attention import Way
 from fedloom.engine.reference import Reference
-from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander
+from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Stand, Wander
 from fedloom.engine.seat import Row, Seat, live
 from fedloom.engine.stream import Model, Share, Stream, together
 from fedloom.engine.walkers import Walkers
@@ -233,6 +233,8 @@ class Slots:
             case Generate():
                 self.single.admit(first)
                 ((_, result),) = self.single.advance()
+            case Stand():
+                result = self._stand(first.request)
             case other:
                 raise TypeError(f"this engine cannot serve a {type(other).__name__}")
         self._queue = deque(call for call in self._queue if call is not first)
@@ -288,6 +290,12 @@ class Slots:
             float(self.objective.losses(said, base, request.examples).double().sum()) / count
             for said, base in self._all_said(shares)
         ]
+
+    def _stand(self, request: Stand) -> Params | ClientFailed:
+        try:
+            return self.adapted.beside(request.drift, request.layout)[0].to("cpu")
+        except Strayed as strayed:
+            return ClientFailed(str(strayed), "nonfinite")
 
     def _logits(self, request: Logits) -> Tensor:
         forward: Forward = "pooled" if self.objective.forward == "pooled" else "logits"

@@ -24,6 +24,11 @@ class ModelConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Format of the frozen weights. auto: bfloat16 where that is fast, else float32."
     )
+    quantize: Literal["int8", "nf4"] | None = Field(
+        None,
+        description="Hold the frozen linear layers in 8 or 4 bits (needs the extra `quant`); dtype is then that of all "
+        "else and of the products. null: no.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="How attention is computed. auto: eager for short texts on a CPU, else the model's own."

@@ -12,18 +12,33 @@ from torch import nn
 
 from fedloom.errors import UserError
 
+ASKED = "model.layers"
+"""The setting that asks for fewer blocks, unless it is another one."""
+REMEDIES = {
+    ASKED: "leave model.layers out and take a model that is as small as you want it",
+    "adapter.layers": "leave adapter.layers out, or name modules in adapter.targets",
+    "offsite": "so they cannot be shared out between its owner and the clients; take another model, or leave offsite "
+    "out",
+}
+ALIKE = {
+    ASKED: "keep layers of one pattern, or leave model.layers out",
+    "offsite": "choose head_layers, tail_layers and drop_ratio so that layers of one pattern are kept, or take another "
+    "model",
+}
 
-def cut(module: Any, kept: Sequence[int]) -> None:
+
+def cut(module: Any, kept: Sequence[int], asked: str = ASKED) -> None:
     """Keep some blocks of a transformers model, in place.
 
     Args:
         module: the model, or its skeleton.
         kept: which, counted from 0, in their new order.
+        asked: the setting that asks for it, for messages.
 
     Raises:
         UserError: a number is no block or comes twice, or the blocks cannot be told apart from the rest.
     """
-    name, blocks = _found(module)
+    name, blocks = find(module, asked)
     _check(kept, len(blocks))
     chosen = [blocks[i] for i in kept]
     for number, block in enumerate(chosen):
@@ -34,7 +49,7 @@ def cut(module: Any, kept: Sequence[int]) -> None:
     module.set_submodule(name, nn.ModuleList(chosen))
     for key, value in _changes(module.config, len(blocks), kept).items():
         setattr(module.config.get_text_config(), key, value)
-    _check_alike(module, name)
+    _check_alike(module, name, asked)
 
 
 def recipe(module: Any, kept: Sequence[int], variable: str = "base") -> list[str]:
@@ -45,7 +60,7 @@ def recipe(module: Any, kept: Sequence[int], variable: str = "base") -> list[str
         kept: as it was cut.
         variable: what the whole model is called in these lines.
     """
-    name, blocks = _found(module)
+    name, blocks = find(module)
     text = "" if module.config.get_text_config() is module.config else ".get_text_config()"
     lines = [f"{variable}.{name} = torch.nn.ModuleList([{variable}.{name}[i] for i in {list(kept)}])"]
     if any(isinstance(getattr(part, "layer_idx", None), int) for block in blocks for part in block.modules()):
@@ -55,8 +70,16 @@ def recipe(module: Any, kept: Sequence[int], variable: str = "base") -> list[str
     return lines + [f"{variable}.config{text}.{key} = {value!r}" for key, value in changes.items()]
 
 
-def _found(module: Any) -> tuple[str, nn.ModuleList]:
-    """The list of the model's blocks and its name: the one list that is as long as the configuration says."""
+def find(module: Any, asked: str = ASKED) -> tuple[str, nn.ModuleList]:
+    """The list of the model's blocks and its name: the one list that is as long as the configuration says.
+
+    Args:
+        module: the model, or its skeleton.
+        asked: the setting that asks for it, for messages.
+
+    Raises:
+        UserError: there is no such list, or more than one.
+    """
     count = getattr(module.config.get_text_config(), "num_hidden_layers", None)
     lists = {
         name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count
@@ -64,8 +87,8 @@ def _found(module: Any) -> tuple[str, nn.ModuleList]:
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     if len(outer) != 1:
         raise UserError(
-            f"model.layers: the layers of a {type(module).__name__} cannot be found ({len(outer)} lists of {count} "
-            "parts); leave model.layers out and take a model that is as small as you want it"
+            f"{asked}: the layers of a {type(module).__name__} cannot be found ({len(outer)} lists of {count} "
+            f"parts); {REMEDIES[asked]}"
         )
     return outer[0], lists[outer[0]]
 
@@ -97,7 +120,7 @@ def _per_layer(key: str, value: Any, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and "layer" in key
 
 
-def _check_alike(module: Any, name: str) -> None:
+def _check_alike(module: Any, name: str, asked: str) -> None:
     """The blocks must be what the cut configuration builds, or the saved model would be another."""
     import copy
 
@@ -105,13 +128,12 @@ def _check_alike(module: Any, name: str) -> None:
         with torch.device("meta"):
             built = type(module)(copy.deepcopy(module.config))
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"model.layers: a {type(module).__name__} cannot be cut ({_short(error)})") from None
+        raise UserError(f"{asked}: a {type(module).__name__} cannot be cut ({_short(error)})") from None
     for number, (mine, its) in enumerate(zip(module.get_submodule(name), built.get_submodule(name), strict=True)):
         if _facts(mine) != _facts(its):
             raise UserError(
-                f"model.layers: layers of a {type(module).__name__} differ by their place, so that layer {number} of "
-                "the smaller model would be of another kind when it is loaded again; keep layers of one pattern, or "
-                "leave model.layers out"
+                f"{asked}: layers of a {type(module).__name__} differ by their place, so that layer {number} of "
+                f"the smaller model would be of another kind when it is loaded again; {ALIKE[asked]}"
             )
 
 

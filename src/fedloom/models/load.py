@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from fedloom.errors import UserError
+from fedloom.models import quantised
 from fedloom.models.config import ModelConfig
 from fedloom.models.folders import check_folder
 from fedloom.models.heads import Classifier, HeadSpec, check_texts, resolved
@@ -118,10 +119,13 @@ def load_model(
     where = location(config.name)
     check_folder(where)
     device = pick_device(config.device)
+    more: dict[str, Any] = {}
     try:
         settings, attention, dtype = _settings(config, device, trained_whole, longest)
         if head is not None:
             resolved(settings, head.pooling)
+        if config.quantize is not None:
+            more = {"quantization_config": quantised.settings(config.quantize, dtype), "device_map": {"": device}}
         with _silent(head is not None):
             module, found = _kind(head).from_pretrained(
                 where,
@@ -130,6 +134,7 @@ def load_model(
                 dtype=dtype,
                 output_loading_info=True,
                 attn_implementation=attention,
+                **more,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.name={config.name}: the model cannot be loaded: {_short(error)}") from None
@@ -145,7 +150,10 @@ def load_model(
         )
     if config.layers is not None:
         cut(module, config.layers)
-    module = module.to(device)
+    if config.quantize is None:
+        module = module.to(device)
+    else:
+        quantised.attach(module)
     if head is not None:
         module = Classifier(module, head, pooler=not random_pooler)
     base = _base(module, config, device, dtype)
@@ -182,6 +190,8 @@ def load_skeleton(
             resolved(settings, head.pooling)
         with torch.device("meta"):
             module = _kind(head).from_config(settings, dtype=dtype, attn_implementation=attention)
+        if config.quantize is not None:
+            quantised.laid_out(module)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model.name={config.name}: the model cannot be laid out: {_short(error)}") from None
     if config.layers is not None:
@@ -235,7 +245,7 @@ def _base(module: Any, config: ModelConfig, device: torch.device, dtype: torch.d
         config.name,
         device,
         dtype,
-        sum(p.numel() for p in module.parameters()),
+        quantised.count(module),
         positions,
         module.config._attn_implementation,
         None if config.layers is None else tuple(config.layers),

@@ -45,8 +45,8 @@ class OffsiteConfig(Strict):
     drop_ratio: float = Field(0.5, description="Share of the middle blocks that the emulator leaves out.")
     rule: Literal["official", "fs_llm"] = Field(
         "official",
-        description="Which middle blocks stay, evenly spaced: places rounded, as in the paper's code, or cut down to whole "
-        "numbers, as in FederatedScope-LLM.",
+        description="Which middle blocks stay, evenly spaced: places rounded, as in the paper's code, or cut down to "
+        "whole numbers, as in FederatedScope-LLM.",
     )
     embeddings: bool = Field(False, description="Clients train the embeddings, the last norm and the head as well.")
     emulator: str | None = Field(
@@ -55,6 +55,7 @@ class OffsiteConfig(Strict):
     )
     evaluate: Literal["full", "emulator", "both"] = Field(
         "both",
-        description="What is scored: the owner's model with the clients' blocks put back, the emulator with them, or both.",
+        description="What is scored: the owner's model with the clients' blocks put back, the emulator with them, or "
+        "both.",
     )
     align: AlignConfig = AlignConfig()

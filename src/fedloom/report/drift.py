@@ -33,6 +33,14 @@ _NOTED: Final = {
         "Cross-entropy in nats while the server's teacher taught it, after the clients' average.",
     ),
     "teacher_loss": ("Loss of the teacher on public rows", "Cross-entropy in nats, in the same steps."),
+    "emulator_distance": (
+        "Distance of the emulator's blocks on public rows",
+        "Mean squared difference of what its blocks and the owner's put out, over their mean square, while aligned.",
+    ),
+    "emulator_divergence": (
+        "Divergence of the emulator's words on public rows",
+        "KL(owner's model, emulator) in nats per token, in the same steps.",
+    ),
     "too_old": ("Updates too old to count", "Left out, because more versions old than algorithm.max_staleness."),
 }
 """Further figures that algorithms note: heading and what is seen."""

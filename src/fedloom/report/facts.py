@@ -14,7 +14,7 @@ Rows: TypeAlias = Sequence[Mapping[str, Value]]
 Points: TypeAlias = tuple[tuple[float, float], ...]
 """(round, value) in rising rounds; only values that exist and are finite."""
 
-SPLITS = ("test", "validation", "personal", "global")
+SPLITS = ("test", "validation", "personal", "global", "emulator")
 """Which split speaks for a run, best first."""
 HEADLINES = ("preference_accuracy", "exact_match", "rouge_l", "accuracy", "loss")
 """Which metric speaks for a run, best first."""

@@ -27,6 +27,7 @@ SPLITS = {
     "validation": "the clients’ validation rows",
     "personal": "each client’s own model on its own rows",
     "global": "the global rows",
+    "emulator": "the clients’ rows, by the emulator alone",
 }
 REASONS = {
     "silent": "no answer came",

@@ -16,6 +16,8 @@ from fedloom.contracts import (
     Correct,
     Distilled,
     Exchange,
+    Fitted,
+    Fitting,
     Lessons,
     Message,
     Model,
@@ -28,8 +30,8 @@ from fedloom.contracts import (
 from fedloom.drift import Drift
 from fedloom.engine.batches import plan
 from fedloom.engine.config import LocalConfig
-from fedloom.engine.lessons import Distil, courses
-from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, Probe, Wander, matrices, own_seeds
+from fedloom.engine.lessons import Align, Distil, courses, fitting
+from fedloom.engine.requests import Descend, Evaluate, Generate, Logits, On, Probe, Stand, Wander, matrices, own_seeds
 from fedloom.engine.schedule import round_rate, step_rates
 from fedloom.errors import UserError
 from fedloom.noise import Kind
@@ -234,6 +236,10 @@ class LocalClient:
         request.check()
         return NotedWalk(self, request, Call(self.id, request))
 
+    def stand(self, drift: Drift) -> Call[Params]:
+        """See `fedloom.contracts.Client.stand`."""
+        return Call(self.id, Stand(drift, self.layout))
+
     def logits(self, x: Params, *, carry: Carry = ()) -> Call[Tensor]:
         """The model's outputs at `x` on the validation rows."""
         return Call(self.id, Logits(x, self.layout, self.data.get("validation"), tuple(carry)))
@@ -252,9 +258,7 @@ class LocalClient:
         Raises:
             ClientFailed: there is no public row that can be used.
         """
-        rows = self.data.get("train")
-        if not rows:
-            raise ClientFailed(f"{self.profile.name} has no public row that can be used")
+        rows = self._public()
         turn = self._turn
         self._turn += 1
         alone, together = courses(lessons, rows, teacher is not None, rng.key(self._root, "lessons", turn))
@@ -273,6 +277,26 @@ class LocalClient:
         )
         return Call(self.id, request)
 
+    def align(self, x: Params, how: Fitting, *, steps: int, train: Sequence[str]) -> Call[Fitted]:
+        """See `fedloom.contracts.Client.align`.
+
+        Raises:
+            ClientFailed: there is no public row that can be used.
+        """
+        turn = self._turn
+        self._turn += 1
+        request = Align(
+            x=x,
+            layout=self.layout,
+            course=fitting(how, self._public(), steps, rng.key(self._root, "fitting", turn)),
+            train=train,
+            kd_weight=how.kd_weight,
+            max_grad_norm=how.max_grad_norm,
+            accumulate=self.plan.local.accumulate,
+            label=f"{self.profile.name}, round {self.round + 1}",
+        )
+        return Call(self.id, request)
+
     def evaluate(
         self,
         model: Model,
@@ -281,14 +305,13 @@ class LocalClient:
         rows: int | None,
         batch_size: int,
         max_new_tokens: int,
+        on: On = "trained",
     ) -> Call[Any]:
         """Scores of (at most the first `rows`) rows of a split."""
-        examples = self.data.get(split)[:rows]
+        examples, carry = self.data.get(split)[:rows], tuple(model.carry)
         return Call(
             self.id,
-            Evaluate(
-                model.x, self.layout, examples, metrics, batch_size, max_new_tokens, tuple(model.carry), model.drift
-            ),
+            Evaluate(model.x, self.layout, examples, metrics, batch_size, max_new_tokens, carry, model.drift, on),
         )
 
     def generate(self, model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Call[list[Any]]:
@@ -319,6 +342,12 @@ class LocalClient:
             tokens=sum(run.tokens for run in self.runs),
             loss=sum(loss * n for loss, n in losses) / steps if losses else None,
         )
+
+    def _public(self) -> Sequence[Any]:
+        rows = self.data.get("train")
+        if not rows:
+            raise ClientFailed(f"{self.profile.name} has no public row that can be used")
+        return rows
 
     def _batches(self, stream: str, steps: int | None) -> list[list[Any]]:
         rows, local = self.data.get("train"), self.plan.local
