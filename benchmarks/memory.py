@@ -50,7 +50,13 @@ def overrides(name: str) -> tuple[str, list[str]]:
     rows = folder / "rows.jsonl"
     if not rows.exists():
         rows.write_text("\n".join(_rows(kind)) + "\n")
-    data = [f"model.name={folder}", f"data.source={rows}", "data.max_length=256", "data.template=plain", "data.test=0.1"]
+    data = [
+        f"model.name={folder}",
+        f"data.source={rows}",
+        "data.max_length=256",
+        "data.template=plain",
+        "data.test=0.1",
+    ]
     return "my-data", [*ROUND, *data, *changes]
 
 

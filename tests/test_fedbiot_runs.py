@@ -17,6 +17,8 @@ from fedloom.config import Config
 from fedloom.engine.distil import Tutoring
 from fedloom.errors import UserError
 from fedloom.events import ClientTrained, Event
+from fedloom.likeness import report
+from fedloom.metrics.likeness import AFTER, BOTH
 from fedloom.models.config import ModelConfig
 from fedloom.models.identity import kin
 from fedloom.models.load import load_model
@@ -120,6 +122,16 @@ def test_alignment_brings_the_emulator_nearer(owner: Path, tmp_path: Path) -> No
         assert last[0][key] < 0.9 * last[1][key]
     before = kin(load_model(ModelConfig(name=str(owner), dtype="float32", device="cpu")).module)
     assert before == kin(tiny.plain(owner))
+
+
+def test_the_report_counts_what_the_server_said(owner: Path, folder: Path, tmp_path: Path) -> None:
+    """The tuned emulator is the one clients end with, its middle included."""
+    cfg = config(tmp_path, owner, f"offsite.emulator={folder}", "offsite.align.batch_size=4")
+    run = experiment.run(cfg).folder
+    found = {(one.moment, one.model): one.metrics["loss"] for one in report(cfg, folder, run, attack_steps=2).scores}
+    assert found[AFTER, "owner"] == pytest.approx(offsite.scores(run, "test")[-1]["loss"], rel=1e-4)
+    assert found[AFTER, "emulator"] == pytest.approx(offsite.scores(run, "emulator")[-1]["loss"], rel=1e-4)
+    assert (BOTH, "emulator") in found
 
 
 # -- everywhere and however often

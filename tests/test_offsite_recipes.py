@@ -21,7 +21,10 @@ def splits(folder: Path) -> set[str]:
     return {str(row["split"]) for row in RunFolder(folder).metrics()}
 
 
-@pytest.mark.parametrize("more", [[], ["adapter=full", "local.lr=1e-3"]], ids=["lora", "full"])
+BIOT = ["algorithm={name: fedbiot, prealign_steps: 1, align_steps: 1, batch_size: 2}", "data.public=0.1"]
+
+
+@pytest.mark.parametrize("more", [[], ["adapter=full", "local.lr=1e-3"], BIOT], ids=["lora", "full", "fedbiot"])
 def test_nano_in_memory_and_as_a_folder(tmp_path: Path, more: list[str]) -> None:
     config = load("offsite-nano", [*SMALL, f"run.folder={tmp_path / 'runs'}", *more])
     assert splits(run(config).folder) == {"test", "emulator"}

@@ -358,6 +358,9 @@ class Session:
         if not self.first:
             return
         adapted, base = self.parts.adapted, self.parts.base_name
+        if adapted.w.is_meta:  # a server that tunes all of a model has nothing to add to: its clients have
+            self.events(Noted(f"{path.name} is not written: the weights are at the clients, not here", "warning"))
+            return
         plug = self.parts.plug
         if owner and plug is not None:
             adapted, base = plug.whole, plug.name

@@ -20,13 +20,14 @@ from torch.func import functional_call
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.blocks import INSIDE
 from fedloom.adapters.build import adapt
-from fedloom.adapters.config import FullConfig
+from fedloom.adapters.config import FullConfig, LoraConfig
 from fedloom.config import Config
-from fedloom.engine.choice import SLOTS, default_tokens
-from fedloom.engine.config import OptimizerConfig
+from fedloom.engine.choice import SLOTS, choose, default_tokens
+from fedloom.engine.config import EngineConfig, OptimizerConfig
 from fedloom.models import quantised
+from fedloom.models.config import ModelConfig
 from fedloom.models.heads import Classifier
-from fedloom.models.load import Base, load_skeleton
+from fedloom.models.load import Base, load_model, load_skeleton, load_tokenizer
 from fedloom.models.picking import pick_device, pick_dtype
 from fedloom.sides import Both, head, labelled
 
@@ -109,12 +110,13 @@ def plan(config: Config) -> MemoryPlan:
     seen = kept(adapted, dtype, rows, length, config.model.gradient_checkpointing)
     vocabulary = _vocabulary(base.module)
     learned = texts.learned if config.objective.name != "classify" else 0.0
+    libraries = warm(dtype) if device.type == "cpu" else 0.0
     size = adapted.layout.size
     vectors = 2 + _moments(config.local.optimizer)
     own = f"{slots} x {size:,} numbers x {vectors} (weights, gradients, optimiser)"
     words = f"{tokens * learned:.0f} tokens x {vocabulary:,} words, in float32"
     items = [
-        Item("libraries", _resident() if device.type == "cpu" else 0.0, "Python, torch and others, as they are now"),
+        Item("libraries", libraries, "Python, torch and others, once they have computed something"),
         Item("base", weights, f"{base.parameters / 1e6:.1f} M numbers"),
         Item("clients", 4.0 * size * vectors * slots, own),
         Item("messages", 4.0 * size * (2 * slots + 4), "what clients are given and give, and the server's own vectors"),
@@ -205,7 +207,7 @@ def _tokens(
         return micro * texts.longest
     budget = config.engine.tokens_per_step or default_tokens(device, base.parameters)
     own = math.ceil(micro * texts.mean)
-    return max(own, own * min(seats, max(1, budget // own)))
+    return max(own, min(budget, own * seats))
 
 
 def _dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -255,15 +257,26 @@ def _moments(optimizer: OptimizerConfig) -> int:
     return MOMENTS.get(name, 2)
 
 
-def _resident() -> float:
-    """Bytes this process holds."""
+def warm(dtype: torch.dtype) -> float:
+    """Bytes this process holds once it has trained the embedded model a little: libraries only show what they take when
+    they compute.
+    """
+    base = load_model(ModelConfig(dtype="bfloat16" if dtype == torch.bfloat16 else "float32", device="cpu"))
+    adapted = adapt(base, LoraConfig(), 0)
+    choose(EngineConfig(), adapted, load_tokenizer(ModelConfig()), (), optimizer=OptimizerConfig(), dtype=base.dtype,
+           parameters=base.parameters, attention=base.attention)  # fmt: skip
+    return resident()
+
+
+def resident() -> float:
+    """Bytes this process holds now."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return float(line.split()[1]) * 1024
     except OSError:
         pass
-    return 450e6  # where there is no /proc: what these libraries take on Linux
+    return 550e6  # where there is no /proc: what these libraries take on Linux
 
 
 def _free(device: torch.device) -> float:
@@ -273,7 +286,7 @@ def _free(device: torch.device) -> float:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024 + _resident()
+                return float(line.split()[1]) * 1024 + resident()
     except OSError:
         pass
     return math.nan

@@ -204,5 +204,5 @@ def test_what_it_needs() -> None:
     assert not STILL.needs.home and not STILL.needs.public_rows
     with pytest.raises(ValueError, match="set offsite"):
         FedBiot(LAYOUT, (), HOW)
-    with pytest.raises(ValueError, match="nothing could be aligned; let adapter.targets name layers of all blocks"):
+    with pytest.raises(ValueError, match=r"nothing could be aligned; let adapter.targets name layers of all blocks"):
         FedBiot(LAYOUT, LAYOUT.names, HOW)
