@@ -237,6 +237,8 @@ def curves(task: Task, results: dict[str, Record]) -> list[Record]:
 def apart(task: Task, ours: str, theirs: str, results: dict[str, Record]) -> str | None:
     """Mean difference of the first metric, seed by seed."""
     by_name = {arm.name: arm for arm in task.arms}
+    if ours not in by_name or theirs not in by_name:
+        return None
     pairs = [(Job(task, by_name[ours], seed).key, Job(task, by_name[theirs], seed).key) for seed in SEEDS]
     both = [
         results[a]["curve"][-1][task.metrics[0]] - results[b]["curve"][-1][task.metrics[0]]

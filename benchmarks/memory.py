@@ -30,7 +30,8 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
     "4 M, every parameter": ("own-data", "tiny", [*OWN, "adapter={kind: full}", "local.batch_size=8"]),
     "71 M, rank 64, 4 side by side, bfloat16": (
         "own-data", "wide",
-        [*OWN, "adapter={rank: 64, targets: all-linear}", "engine.slots=4", "model.dtype=bfloat16", "local.batch_size=2"],
+        [*OWN, "adapter={rank: 64, targets: all-linear}", "engine.slots=4", "model.dtype=bfloat16",
+         "local.batch_size=2"],
     ),
     "46 M, LoRA, checkpointing, fused attention": (
         "own-data", "small",

@@ -64,7 +64,9 @@ def test_killed_resumed_and_in_a_second_process_it_is_the_same_run(tmp_path, nam
         assert weights(there) == weights(whole)
 
 
-@pytest.mark.parametrize("name", ["flexlora", "flora", "fedex", "slora", "ffa", "fedsa", "dual", "hetlora", "decomfl", "ferret"])
+@pytest.mark.parametrize(
+    "name", ["flexlora", "flora", "fedex", "slora", "ffa", "fedsa", "dual", "hetlora", "decomfl", "ferret"]
+)
 def test_what_is_exported_is_what_was_evaluated(tmp_path, name):
     """Every folder loads in plain peft and gives the logits of the model inside the run."""
     seen: list[Event] = []

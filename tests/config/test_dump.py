@@ -14,7 +14,7 @@ from fedloom.config import Config, dump, load
 from fedloom.engine.config import LocalConfig, OptimizerConfig
 from fedloom.models.config import ModelConfig
 
-SHIPPED = sorted(Path(fedloom.__file__).parent.rglob("*.y*ml"), key=lambda path: path.stem)
+SHIPPED = sorted(Path(fedloom.__file__).parent.joinpath("recipes").glob("*.y*ml"), key=lambda path: path.stem)
 
 
 def again(config, tmp_path, **how):

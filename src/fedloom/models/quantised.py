@@ -62,7 +62,7 @@ def attach(module: nn.Module) -> None:
 
 
 def laid_out(module: Any) -> None:
-    """What transformers makes of a model before it is quantised, for a skeleton: GPT-2's turned layers are turned back."""
+    """What transformers makes of a model before it is quantised, for a skeleton: GPT-2's layers are turned back."""
     for name, layer in list(module.named_modules()):
         if type(layer).__name__ == "Conv1D":
             inputs, outputs = layer.weight.shape
