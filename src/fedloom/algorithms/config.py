@@ -200,7 +200,7 @@ class FedBiotConfig(AlgorithmSettings):
     server: ClassVar[bool] = True
     name: Literal["fedbiot"] = "fedbiot"
     lam: float = Field(
-        0.01, ge=0, description="Weight of the squared distance of clients' products B A from those they began with."
+        0.001, ge=0, description="Weight of the squared distance of clients' products B A from those they began with."
     )
     prealign_steps: int = Field(
         100, ge=0, description="The server's steps before the first round, on public rows (data.public)."

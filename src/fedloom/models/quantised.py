@@ -9,6 +9,7 @@ weights they stand for, made for the moment and thrown away, in the backward pas
 """
 
 import importlib.util
+import logging
 import math
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from fedloom.errors import UserError
 Quantised = Literal["int8", "nf4"]
 _LARGEST = 127
 """What 1 is in eight bits."""
+# When it is imported, which peft does wherever it is installed, it warns of a product of its own that is not used here.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def settings(kind: Quantised, dtype: torch.dtype) -> Any:
