@@ -119,7 +119,7 @@ def plan(config: Config) -> MemoryPlan:
         Item("libraries", libraries, "Python, torch and others, once they have computed something"),
         Item("base", weights, f"{base.parameters / 1e6:.1f} M numbers"),
         Item("clients", 4.0 * size * vectors * slots, own),
-        Item("messages", 4.0 * size * (2 * slots + 4), "what clients are given and give, and the server's own vectors"),
+        Item("messages", 4.0 * size * (2 * slots + 8), "given, sent back, the server's vectors and sums, the model's"),
         Item("activations", float(seen), f"a pass of {rows} x {length} tokens, heard from the model"),
         Item("answers", tokens * learned * vocabulary * (12 + dtype.itemsize), words),
         Item("working space", 3.0 * tokens * widest * dtype.itemsize, "the widest layer, forward and backward"),

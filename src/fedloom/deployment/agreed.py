@@ -17,7 +17,7 @@ from fedloom.runtime.sampling_config import UniformConfig
 from fedloom.version import __version__
 
 OWN = "each client's own"
-"""Stands in a sent recipe for the data."""
+"""Stands in a sent recipe for the data, and for the folder of an emulator."""
 OWNERS = "its owner's"
 """And for a model that clients have an emulator of."""
 WORDS = {
@@ -49,7 +49,7 @@ def sendable(config: Config, clients: dict[str, ClientId], cohort: int) -> str:
     }  # fmt: skip
     if config.offsite is not None:  # clients open the emulator alone
         changes["model"] = config.model.model_copy(update={"name": OWNERS, "revision": None})
-        changes["offsite"] = config.offsite.model_copy(update={"align": AlignConfig()})
+        changes["offsite"] = config.offsite.model_copy(update={"align": AlignConfig(), "emulator": OWN})
     return dump(config.model_copy(update=changes))
 
 

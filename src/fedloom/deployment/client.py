@@ -23,7 +23,7 @@ from fedloom.runtime.letters import End, Ready, Recipe
 from fedloom.runtime.station import Built, Lost, Station, serve
 from fedloom.runtime.store import OnDisk
 from fedloom.runtime.versions import Versions
-from fedloom.sides import Taking
+from fedloom.sides import Taking, wanted
 from fedloom.version import __version__
 
 LARGEST = 2 << 30
@@ -124,13 +124,18 @@ class Workshop:
         parts, versions = self._parts, self._versions
         if parts is None or versions is None or self._text != recipe.text:
             config = parse(recipe.text, self.settings, name="the server's recipe")
+            if config.offsite is not None and config.offsite.emulator == agreed.OWN:
+                raise UserError(
+                    "this run tunes an emulator, a folder that its owner hands over; say where it lies with "
+                    "--set offsite.emulator=FOLDER"
+                )
             parts = Parts(config, side=Taking(recipe.clients, {recipe.client: source}))
             versions = Versions({})
             self._text, self._parts, self._versions = recipe.text, parts, versions
         else:
             data = parts.config.data.model_copy(update={"source": str(place.data)})
             parts.data.clients[recipe.client] = build_own(
-                data, parts.config.seed, parts.tokenizer, recipe.name, recipe.client
+                data, parts.config.seed, parts.tokenizer, recipe.name, recipe.client, wanted(parts.config)
             )
         versions.shelves[recipe.client] = OnDisk(folder / "memory")
         site = parts.site(versions)
