@@ -8,7 +8,7 @@ from pathlib import Path
 NAMES = (
     "overhead", "quickstart", "registered", "real_data", "aggregation", "geometry", "stateful", "attacks",
     "study", "engine", "peers", "deployment", "hostile", "soak", "dpo", "preferences", "classify", "zeroth",
-    "adapters", "memory", "offsite",
+    "adapters", "memory", "offsite", "quantised",
 )  # fmt: skip
 HERE = Path(__file__).parent
 

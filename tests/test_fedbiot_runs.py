@@ -1,5 +1,8 @@
 """FedBiOT with real models: which numbers are whose, in every runtime and on both sides of a deployment."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import test_plugging as offsite
 import tiny
 from fedloom import experiment
 from fedloom.assembly import Parts
-from fedloom.config import Config
+from fedloom.config import Config, dump
 from fedloom.engine.distil import Tutoring
 from fedloom.errors import UserError
 from fedloom.events import ClientTrained, Event
@@ -158,7 +161,14 @@ def test_resumed_is_unbroken(owner: Path, tmp_path: Path) -> None:
 
 def test_several_processes_have_the_bits_of_one(owner: Path, tmp_path: Path) -> None:
     one = experiment.run(config(tmp_path / "one", owner, "federation.rounds=2")).folder
-    two = experiment.run(config(tmp_path / "two", owner, "federation.rounds=2", "runtime.workers=2")).folder
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text(dump(config(tmp_path / "two", owner, "federation.rounds=2", "runtime.workers=2")))
+    command = [sys.executable, "-m", "fedloom", "run", str(recipe), "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    (two,) = (tmp_path / "two" / "runs").iterdir()
     runs.same(one, two)
 
 

@@ -11,6 +11,7 @@ from fedloom.adapters import others_saved
 from fedloom.adapters.build import adapt
 from fedloom.adapters.classifiers import is_classifier, load_classifier, save_whole
 from fedloom.adapters.config import FullConfig, virtual_tokens
+from fedloom.adapters.merging import untie
 from fedloom.config import Config, load
 from fedloom.data.config import DataConfig
 from fedloom.data.encode import Encoder
@@ -50,7 +51,7 @@ def export(folder: Path, out: Path, merge: bool) -> Path:
     elif merge and not isinstance(config.adapter, FullConfig):
         with quiet():  # into whole weights: what is merged into quantised ones would be rounded anew
             tuned = _with_adapter(load_model(config.model.model_copy(update={"quantize": None})), final)
-            _untie(tuned)
+            untie(tuned)
             module = tuned.merge_and_unload()
         module.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
@@ -133,15 +134,6 @@ def _with_adapter(base: Base, folder: Path) -> Any:
     with quiet():
         module = PeftModel.from_pretrained(base.module if held else base.module.to(torch.float32), str(folder))
     return module.to(base.device).eval()
-
-
-def _untie(module: Any) -> None:
-    """Give an adapted output layer its own weights: merged into tied ones, the adapter would change the input too."""
-    inner = module.get_base_model()
-    head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
-    if hasattr(head, "base_layer") and head.base_layer.weight is embedding.weight:
-        head.base_layer.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
-        inner.config.tie_word_embeddings = False
 
 
 def _final(folder: Path) -> Path:

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from fedloom.adapters.merging import untie
 from fedloom.data.encode import Encoder
 from fedloom.data.rows import Row
 from fedloom.errors import UserError
@@ -80,15 +79,6 @@ def attached(base: Any, folder: Path) -> Any:
             f"no place ({odd} ...); use the base it was trained on"
         )
     return module
-
-
-def untie(module: Any) -> None:
-    """Give an adapted output layer its own weights: merged into tied ones, the adapter would change the input too."""
-    inner = module.get_base_model()
-    head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
-    if hasattr(head, "lora_A") and head.base_layer.weight is embedding.weight:
-        head.base_layer.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
-        inner.config.tie_word_embeddings = False
 
 
 def _writer(template: Template | None, tokenizer: Any) -> Callable[[str], str] | None:
