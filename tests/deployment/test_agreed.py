@@ -32,6 +32,15 @@ def test_no_name_and_no_path_of_others_is_sent() -> None:
         assert word not in text
 
 
+def test_where_the_servers_own_things_lie_is_not_sent() -> None:
+    teacher = "algorithm: {name: fedkd, teacher: {name: /srv/private/teacher}}"
+    text = RECIPE.replace("algorithm: flexlora", teacher).replace("limit: 7", "public_source: /srv/private/rows")
+    changed = text.replace("{rank: 2}", "{lr: 0.1}")
+    sent = agreed.sendable(parse(changed), NAMES, cohort=1)
+    assert "private" not in sent
+    assert parse(sent).algorithm.name == "fedkd"
+
+
 def test_what_is_computed_stays_as_it_was() -> None:
     before, after = parse(RECIPE), sent()
     for section in ("model", "adapter", "algorithm", "aggregate", "local", "objective", "channel", "seed"):

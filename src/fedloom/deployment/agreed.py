@@ -2,6 +2,7 @@
 
 import hashlib
 
+from fedloom.algorithms.config import FedKdConfig
 from fedloom.assembly import Parts
 from fedloom.config import Config, dump
 from fedloom.config.offsite import check_made
@@ -19,7 +20,7 @@ from fedloom.version import __version__
 OWN = "each client's own"
 """Stands in a sent recipe for the data, and for the folder of an emulator."""
 OWNERS = "its owner's"
-"""And for a model that clients have an emulator of."""
+"""And for what is the server's: public rows, a teacher, a model that clients have an emulator of."""
 WORDS = {
     "fedloom": "its fedloom is version {theirs}, the server's is {ours}; install the same everywhere",
     "layout": "its adapter has another layout ({theirs}, here {ours}): its model.name is another model",
@@ -40,13 +41,17 @@ def sendable(config: Config, clients: dict[str, ClientId], cohort: int) -> str:
         "deploy": DeployConfig(), "partition": NaturalConfig(), "clients": overrides,
         "data": config.data.model_copy(
             update={"source": OWN, "root": None, "subset": None, "split": "train", "limit": None,
-                    "playground": DataConfig().playground}
+                    "playground": DataConfig().playground,
+                    "public_source": None if config.data.public_source is None else OWNERS}
         ),
         "federation": config.federation.model_copy(
             update={"holdout": 0, "sampling": UniformConfig(), "cohort": cohort}
         ),
         "evaluate": config.evaluate.model_copy(update={"global_source": None, "forgetting": False}),
     }  # fmt: skip
+    if isinstance(config.algorithm, FedKdConfig):
+        teacher = config.algorithm.teacher.model_copy(update={"name": OWNERS, "revision": None})
+        changes["algorithm"] = config.algorithm.model_copy(update={"teacher": teacher})
     if config.offsite is not None:  # clients open the emulator alone
         changes["model"] = config.model.model_copy(update={"name": OWNERS, "revision": None})
         changes["offsite"] = config.offsite.model_copy(update={"align": AlignConfig(), "emulator": OWN})

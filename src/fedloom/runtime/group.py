@@ -26,7 +26,8 @@ from fedloom.runtime.place import Place
 LOOPBACK: Final = "127.0.0.1"
 _PAUSE, _LONGEST_PAUSE = 0.0002, 0.01
 """Seconds between looks at a meeting that is still going on: Ctrl-C must get through, so nothing waits inside torch."""
-_joined = itertools.count()
+_joined = dict[Place, Iterator[int]]()
+"""Runs that met at a place: those that are started together again and again must not take each other's word."""
 _torch: Any = dist  # its stubs leave out what it exports
 
 
@@ -88,7 +89,8 @@ class Gloo:
         self._pids: list[tuple[str, int]] = []
         self._gloo: Any = None
         with self._meeting("the beginning of the run"):
-            store = _torch.PrefixStore(f"fedloom/{place.attempt}/{next(_joined)}", _store(place, timeout))
+            number = next(_joined.setdefault(place, itertools.count()))
+            store = _torch.PrefixStore(f"fedloom/{place.attempt}/{number}", _store(place, timeout))
             self._wait_for_all(store)
             self._gloo = dist.ProcessGroupGloo(store, place.rank, place.size, _options(place, timeout))
         own = json.dumps([socket.gethostname(), os.getpid()]).encode()
