@@ -276,3 +276,11 @@ def test_torchrun_says_a_mistake_once(tmp_path: Path) -> None:
     assert err.count("Did you mean federation.rounds?") == 1
     assert "exitcode  : 2" in err
     assert not out
+
+
+@pytest.mark.slow
+def test_a_process_may_begin_several_runs_of_several_processes(tmp_path: Path) -> None:
+    """Whoever is started for the second run is new, and counts its runs from the first."""
+    for name in ("first", "second"):
+        config = fedloom.load("quickstart", [*TINY, "runtime.workers=2", f"run.folder={tmp_path / name}"])
+        assert fedloom.run(config).status == "finished"
