@@ -54,6 +54,7 @@ METHODS = {
     "fedkseed-pro": Method(
         (f"local.steps={STEPS}", "algorithm={name: fedkseed, epsilon: 1e-3, pro: true}"), 2 * STEPS, ()
     ),
+    "ferret": Method((f"local.steps={STEPS}", "algorithm=ferret"), 3 * STEPS, (1e-3, 6e-3)),
     "decomfl": Method((f"algorithm={{name: decomfl, directions: {STEPS}}}",), 2 * STEPS, ()),
 }
 

@@ -11,7 +11,9 @@ from fedloom.errors import UserError
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="the program openssl is not installed")
 
-NOW = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=10)  # the files are made after this line
+NOW = datetime.datetime.now(datetime.UTC) + datetime.timedelta(
+    hours=3
+)  # the files are made after this line, in a long run of tests long after
 
 
 def openssl(folder, *command):

@@ -163,7 +163,18 @@ def lies(up: Message) -> dict[str, Any]:
     return found
 
 
-SAME = ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "diloco", "scaffold-I", "scaffold-II", "local", "centralized")
+SAME = (
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "diloco",
+    "scaffold-I",
+    "scaffold-II",
+    "local",
+    "local-inner",
+    "centralized",
+)
 """Rows whose replies are like another's, or go to nobody's rule."""
 PAGES = [name for name in NAMES if not name.startswith("toy") and name not in SAME and "conv1d" not in name]
 
