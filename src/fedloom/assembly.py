@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.build import adapt
 from fedloom.adapters.config import AdapterConfig, LoraConfig
 from fedloom.adapters.lora import resized, scale
-from fedloom.adapters.ranks import Ranks
 from fedloom.algorithms import table
 from fedloom.algorithms.config import FedBiotConfig, FedKdConfig
 from fedloom.algorithms.table import Setting
 from fedloom.channel.check import Limits
 from fedloom.channel.encoding import stages
+from fedloom.clients import client_ranks, cohort_size, match_overrides, overridden
 from fedloom.config import Config, dump, parse
 from fedloom.contracts import HOME, Algorithm, ClientId, Engine, Profile, Stage
 from fedloom.data.federated import ClientRows, FederatedData, build_rows
@@ -29,7 +29,7 @@ from fedloom.engine.choice import Chosen, choose
 from fedloom.engine.config import LocalConfig
 from fedloom.engine.distil import Holder, Tutoring
 from fedloom.engine.fitting import Fitter
-from fedloom.errors import UserError, nearest
+from fedloom.errors import UserError
 from fedloom.evaluation import Evaluation, Handing, Look, looks
 from fedloom.events import Event
 from fedloom.models import parting
@@ -392,19 +392,6 @@ def fingerprint(config: Config) -> str:
     return hashlib.blake2b(dump(config.model_copy(update=changes)).encode(), digest_size=8).hexdigest()
 
 
-def cohort_size(cohort: int | str, clients: int) -> int:
-    """Clients asked in a round.
-
-    Raises:
-        UserError: more than there are.
-    """
-    if isinstance(cohort, str):
-        return max(1, round(clients * float(cohort.rstrip("%")) / 100))
-    if cohort > clients:
-        raise UserError(f"federation.cohort={cohort}, but there are {clients} clients; ask for at most that many")
-    return cohort
-
-
 def built(config: Config, setting: Setting) -> Algorithm[Any]:
     """The page of the recipe.
 
@@ -415,55 +402,6 @@ def built(config: Config, setting: Setting) -> Algorithm[Any]:
         return table.build(config.algorithm, config.aggregate, setting)
     except ValueError as error:
         raise UserError(f"algorithm={config.algorithm.name}: {error}") from None
-
-
-def client_ranks(config: Config, overrides: Mapping[ClientId, ClientOverride], clients: int) -> Ranks | None:
-    """Every client's LoRA ranks; None for other adapters.
-
-    Raises:
-        UserError: a rank is given, but the adapter has none.
-    """
-    named = {i: override.rank for i, override in overrides.items() if override.rank is not None}
-    if not isinstance(config.adapter, LoraConfig):
-        if named:
-            raise UserError(f"clients: a rank is given, but adapter.kind={config.adapter.kind} has no ranks")
-        return None
-    return Ranks(config.adapter, clients, named, config.seed)
-
-
-def match_overrides(clients: dict[str, ClientOverride], names: Sequence[str]) -> dict[ClientId, ClientOverride]:
-    """Overrides by client number; a later entry wins where two name one client.
-
-    Raises:
-        UserError: an entry names no client.
-    """
-    found: dict[ClientId, ClientOverride] = {}
-    for key, override in clients.items():
-        first, dash, last = key.partition("-")
-        if key in names:
-            chosen = range(names.index(key), names.index(key) + 1)
-        elif key.isdigit():
-            chosen = range(int(key), int(key) + 1)
-        elif dash and first.isdigit() and last.isdigit():
-            chosen = range(int(first), int(last) + 1)
-        else:
-            raise UserError(f"clients.{key}: no client has this name.{nearest(key, names[:200])}")
-        if not chosen or chosen[-1] >= len(names):
-            raise UserError(f"clients.{key}: clients are numbered 0 to {len(names) - 1}")
-        found |= {
-            i: found.get(i, ClientOverride()).model_copy(update=override.model_dump(exclude_unset=True)) for i in chosen
-        }
-    return found
-
-
-def overridden(local: LocalConfig, override: ClientOverride) -> LocalConfig:
-    """`local` with a client's own settings; steps and epochs replace each other."""
-    changes = {k: v for k, v in override.model_dump(exclude={"speed", "rank"}).items() if v is not None}
-    if "steps" in changes:
-        changes["epochs"] = None
-    elif "epochs" in changes:
-        changes["steps"] = None
-    return local.model_copy(update=changes)
 
 
 def base_skill_rows(config: Config) -> list[Row]:
