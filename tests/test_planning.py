@@ -66,3 +66,10 @@ def test_a_plan_of_the_quickstart() -> None:
     assert less.total < found.total
     alone = plan(load("quickstart", ["adapter={kind: full}"]))
     assert alone.slots == 1
+
+
+def test_a_plan_of_an_emulator_has_both_models() -> None:
+    found = {item.name: item.bytes for item in plan(load("offsite-nano")).items}
+    assert 0 < found["base"] < found["owner's model"]
+    alone = plan(load("offsite-nano", ["offsite.evaluate=emulator"]))
+    assert "owner's model" not in {item.name for item in alone.items}

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from fedloom import plugging
 from fedloom.adapters.adapted import Adapted
 from fedloom.adapters.blocks import INSIDE
 from fedloom.adapters.build import adapt
-from fedloom.adapters.config import FullConfig, LoraConfig
+from fedloom.adapters.config import AdapterConfig, FullConfig, LoraConfig
 from fedloom.config import Config
 from fedloom.engine.choice import SLOTS, choose, default_tokens
 from fedloom.engine.config import EngineConfig, OptimizerConfig
-from fedloom.models import quantised
+from fedloom.models import parting, quantised
 from fedloom.models.config import ModelConfig
 from fedloom.models.heads import Classifier
 from fedloom.models.load import Base, load_model, load_skeleton, load_tokenizer
@@ -96,12 +97,12 @@ def plan(config: Config) -> MemoryPlan:
     data = side.data(config, tokenizer)
     config, texts = labelled(config, data.labels), sampled(data, config)
     whole = isinstance(config.adapter, FullConfig)
-    base = load_skeleton(config.model, whole, config.data.max_length, head(config))
+    base, adapter, owner = _model(config, whole)
     device = pick_device(config.model.device)
     dtype = torch.float32 if whole else _dtype(config, device)
     alone = whole or config.engine.name == "reference"
     weights, widest = _weights(base, dtype, config), _widest(base.module)
-    adapted = adapt(base, config.adapter, config.seed, tokenizer=tokenizer)
+    adapted = adapt(base, adapter, config.seed, tokenizer=tokenizer)
     slots = 1 if alone or adapted.together is None else config.engine.slots or SLOTS
     micro = math.ceil(config.local.batch_size / config.local.accumulate)
     tokens = _tokens(config, device, base, texts, micro, shared=slots > 1, seats=slots)
@@ -125,8 +126,21 @@ def plan(config: Config) -> MemoryPlan:
         Item("working space", 3.0 * tokens * widest * dtype.itemsize, "the widest layer, forward and backward"),
     ]
     per_token = sum(item.bytes for item in items[4:]) / tokens
+    if owner is not None:
+        items.append(Item("owner's model", _weights(owner, dtype, config), "to be scored with the clients' blocks"))
     each = 4.0 * size * (vectors + 2)
     return MemoryPlan(items, str(device), slots, tokens, each, per_token, _free(device))
+
+
+def _model(config: Config, whole: bool) -> tuple[Base, AdapterConfig, Base | None]:
+    """Skeleton of what is trained, its adapter, and the owner's model where there is one beside it."""
+    longest, offsite = config.data.max_length, config.offsite
+    own = load_skeleton(config.model, whole, longest, head(config))
+    if offsite is None:
+        return own, config.adapter, None
+    found = parting.emulated(config.model, offsite, whole, longest, skeleton=True)
+    inside = plugging.adapter(config.adapter, offsite, found.plan.adapter)
+    return found.base, inside, own if whole or offsite.evaluate != "emulator" else None
 
 
 def sampled(data: Any, config: Config) -> Texts:
