@@ -73,7 +73,7 @@ class MemoryPlan:
     per_token: float
     """Bytes that a token of a pass needs."""
     free: float
-    """Bytes there are on the device, for this process."""
+    """Bytes there are on the device, for this process; infinite where nobody says."""
 
     @property
     def total(self) -> float:
@@ -82,8 +82,8 @@ class MemoryPlan:
 
     @property
     def fitting(self) -> int:
-        """Clients side by side that fit, all else as it is."""
-        return max(0, self.slots + math.floor((self.free - self.total) / self.each)) if self.each else self.slots
+        """Clients side by side that fit, all else as it is; only where `free` is known."""
+        return max(0, self.slots + math.floor((self.free - self.total) / self.each))
 
 
 def plan(config: Config) -> MemoryPlan:
@@ -303,4 +303,4 @@ def _free(device: torch.device) -> float:
                 return float(line.split()[1]) * 1024 + resident()
     except OSError:
         pass
-    return math.nan
+    return math.inf

@@ -244,3 +244,13 @@ def test_doctor_says_when_a_recipe_does_not_fit(monkeypatch):
     assert done.exit_code == 1
     assert "does not fit" in done.output
     assert "0 clients would fit" in done.output
+
+
+def test_doctor_on_a_system_that_does_not_tell_its_memory(monkeypatch):
+    from fedloom import planning
+
+    monkeypatch.setattr(planning, "_free", lambda device: float("inf"))
+    done = CliRunner().invoke(app, ["doctor", "quickstart"])
+    assert done.exit_code == 0, done.output
+    assert "does not tell" in done.output
+    assert "would fit" not in done.output

@@ -139,3 +139,9 @@ def test_an_adapter_of_a_quantised_base_loads_with_peft(tmp_path: Path, kind: st
 def test_a_model_without_linear_layers_inside_is_refused() -> None:
     with pytest.raises(UserError, match="no linear layer that can be quantised"):
         quantised.attach(torch.nn.Sequential(torch.nn.LayerNorm(4)))
+
+
+def test_without_the_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"bitsandbytes and accelerate, which are not installed; pip install"):
+        load_model(nano("nf4"))

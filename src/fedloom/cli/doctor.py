@@ -1,6 +1,7 @@
 """`fedloom doctor`: whether this machine can train, and with what; how much memory a recipe will need."""
 
 import importlib.metadata
+import math
 import platform
 import shutil
 import textwrap
@@ -63,11 +64,14 @@ def needed(found: "MemoryPlan") -> Iterator[str]:
     """A memory plan in lines."""
     for item in found.items:
         yield f"{item.name:<15}{size(item.bytes):>10}   {item.why}"
-    yield f"{'at the peak':<15}{size(found.total):>10}   of {size(found.free)} on this machine's {found.device}"
+    known = math.isfinite(found.free)
+    there = f"of {size(found.free)}" if known else "of an amount this system does not tell"
+    yield f"{'at the peak':<15}{size(found.total):>10}   {there} on this machine's {found.device}"
     if found.slots > 1:
         yield (
             f"{found.slots} clients side by side, {found.tokens} tokens a pass; each further client needs "
-            f"{size(found.each)}, each further token {size(found.per_token)}; {found.fitting} clients would fit"
+            f"{size(found.each)}, each further token {size(found.per_token)}"
+            + (f"; {found.fitting} clients would fit" if known else "")
         )
     else:
         yield f"one client at a time, {found.tokens} tokens a pass; each further token needs {size(found.per_token)}"

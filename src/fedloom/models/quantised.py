@@ -79,7 +79,7 @@ def held(layer: nn.Module) -> bool:
 
 
 def shape(layer: Any) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer, however it is held."""
+    """(outputs, inputs) of a linear layer, however it is held; the other way round for GPT-2's, as it is stored."""
     if held(layer):
         return layer.out_features, layer.in_features
     outputs, inputs = layer.weight.shape
